@@ -1,0 +1,81 @@
+# Everything a developer needs; `make` alone lists it. Only relative paths, so that the checkout may lie anywhere.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON := .venv/bin/python
+LOCAL := $(PYTHON) -m jobsboard.local --die-with-parent
+# Named by the lock's hash: a changed lock is installed again, a touched one is not.
+LOCK_HASH := $(shell cksum < requirements.lock | tr -c '0-9\n' '-' | tr -d '\n')
+STAMP := .venv/.installed-$(LOCK_HASH)
+ARGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: $(STAMP) ## run everything with sample contracts and live traffic, on port 8000 or the next free one (PORT=...)
+	@exec $(LOCAL) demo $(ARGS)
+
+.PHONY: up
+up: $(STAMP) ## run everything without sample data
+	@exec $(LOCAL) up $(ARGS)
+
+.PHONY: test
+test: $(STAMP) ## run all tests on servers of their own (ARGS="-m 'not acceptance' -k ..." goes to pytest)
+	@exec $(LOCAL) test $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## ruff, mypy, import-linter, and Django's own checks
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	.venv/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+	$(LOCAL) isolated -- $(PYTHON) manage.py check --fail-level WARNING
+	$(LOCAL) isolated -- $(PYTHON) manage.py makemigrations --check --dry-run
+
+.PHONY: bench
+bench: $(STAMP) ## measure throughput on servers of its own
+	@exec $(LOCAL) isolated -- python benchmarks/drain.py $(ARGS)
+
+.PHONY: screenshots
+screenshots: $(STAMP) ## take the pictures of the documentation
+	@exec $(LOCAL) isolated -- python docs/screenshots.py $(ARGS)
+
+.PHONY: setup
+setup: $(STAMP) ## only install .venv from the lock
+
+.PHONY: lock
+lock: $(STAMP) ## resolve requirements.lock anew from pyproject.toml
+	.venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --group dev --extra otel \
+	  --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
+
+.PHONY: clean
+clean: ## remove .venv, caches, and the local stack with its data
+	@if [ -x $(PYTHON) ]; then $(PYTHON) -m jobsboard.local clean; fi
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .static
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP):
+	@set -eu; \
+	found=; \
+	for candidate in python3.13 python3.12 python3.11 python3 python; do \
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    found=$$candidate; break; \
+	  fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "Jobsboard needs Python 3.11 or newer with its venv module; none was found on the PATH." >&2; \
+	  echo "On Debian or Ubuntu: apt-get install python3 python3-venv" >&2; \
+	  exit 1; \
+	fi; \
+	if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	  echo "Creating .venv with $$("$$found" --version)"; \
+	  rm -rf .venv; "$$found" -m venv .venv; \
+	fi; \
+	echo "Installing requirements.lock into .venv"; \
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-input --require-hashes -r requirements.lock; \
+	rm -f .venv/.installed-*; \
+	touch $@

@@ -1,0 +1,1 @@
+"""Measurements beside peers, in one run, as ratios. Nothing here is a test."""

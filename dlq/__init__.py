@@ -1,0 +1,1 @@
+"""Dead letters: what died, why, and how it comes back."""

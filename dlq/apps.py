@@ -1,0 +1,9 @@
+"""The dead-letter application."""
+
+from django.apps import AppConfig
+
+
+class DlqConfig(AppConfig):
+    """Dead letters and their replay."""
+
+    name = "dlq"

@@ -1,0 +1,162 @@
+"""API keys in the Django admin: made here, shown once, renamed and revoked, never deleted.
+
+Not here: how keys are checked (`jobsboard.api.keys`); contracts, which have an admin of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from django import forms
+from django.contrib import admin
+from django.core.exceptions import ValidationError
+from django.db.models.functions import Now
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+
+from jobsboard.api import keys
+from jobsboard.models import SCOPES, ApiKey
+from jobsboard.roles import can
+from queues import audit
+
+_SCOPE_CHOICES: Final = [(scope, scope) for scope in SCOPES]
+
+
+class NewKeyForm(forms.ModelForm):  # type: ignore[type-arg]
+    """What a new key may do."""
+
+    scopes = forms.MultipleChoiceField(choices=_SCOPE_CHOICES, widget=forms.CheckboxSelectMultiple)
+    type_patterns = forms.CharField(
+        initial="*", label="Job types", help_text="Names separated by spaces; * and ? are wildcards."
+    )
+
+    class Meta:
+        model = ApiKey
+        fields = ("label", "scopes", "type_patterns", "expires_at")
+
+    def clean_type_patterns(self) -> list[str]:
+        """Split the names and refuse what could never match."""
+        patterns: list[str] = self.cleaned_data["type_patterns"].split()
+        try:
+            keys.check_rights(scopes=SCOPES, type_patterns=patterns)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+        return patterns
+
+
+class KeyForm(forms.ModelForm):  # type: ignore[type-arg]
+    """What can still be changed: the label, and revocation, which is final."""
+
+    revoke = forms.BooleanField(required=False, help_text="Ends the key within five seconds. This cannot be undone.")
+
+    class Meta:
+        model = ApiKey
+        fields = ("label",)
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """The page of keys, for admins only."""
+
+    list_display = ("label", "public_part", "scopes", "type_patterns", "last_used_at", "expires_at", "revoked_at")
+    search_fields = ("label", "prefix")
+    actions = None
+
+    @admin.display(description="Key")
+    def public_part(self, key: ApiKey) -> str:
+        """Return what may be shown of a key."""
+        return f"jb_live_{key.prefix}_…"
+
+    def get_form(self, request: HttpRequest, obj: ApiKey | None = None, change: bool = False, **kwargs: Any) -> Any:
+        """Return one of two forms: a key's rights are fixed once it is out."""
+        return super().get_form(request, obj, change=change, **{**kwargs, "form": KeyForm if change else NewKeyForm})
+
+    def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
+        """Return the fields of either form."""
+        if obj is None:
+            return NewKeyForm.Meta.fields
+        return ("label", "revoke", *self.get_readonly_fields(request, obj))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
+        """Return what is shown beside the form."""
+        if obj is None:
+            return ()
+        return (
+            "public_part",
+            "scopes",
+            "type_patterns",
+            "created_at",
+            "created_by",
+            "expires_at",
+            "revoked_at",
+            "last_used_at",
+        )
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
+        """Issue a key, or change the little that may change; both are audited in the same transaction."""
+        if change:
+            self._change(request, obj, revoke=form.cleaned_data["revoke"])
+            return
+        made, text = keys.issue_key(
+            label=obj.label,
+            scopes=form.cleaned_data["scopes"],
+            type_patterns=form.cleaned_data["type_patterns"],
+            created_by=request.user.get_username(),
+        )
+        ApiKey.objects.filter(pk=made.pk).update(expires_at=obj.expires_at)
+        obj.pk, obj.prefix, obj.digest = made.pk, made.prefix, made.digest
+        obj._state.adding = False
+        request.issued_key = text  # type: ignore[attr-defined]
+        after = {"label": obj.label, "scopes": made.scopes, "types": made.type_patterns}
+        self._audit(request, "api_key.created", obj, after=after)
+
+    def _change(self, request: HttpRequest, obj: ApiKey, *, revoke: bool) -> None:
+        before = ApiKey.objects.values_list("label", flat=True).get(pk=obj.pk)
+        if before != obj.label:
+            ApiKey.objects.filter(pk=obj.pk).update(label=obj.label)
+            self._audit(request, "api_key.renamed", obj, before={"label": before}, after={"label": obj.label})
+        if revoke and ApiKey.objects.filter(pk=obj.pk, revoked_at=None).update(revoked_at=Now()):
+            keys.forget_cached()
+            self._audit(request, "api_key.revoked", obj)
+
+    def _audit(self, request: HttpRequest, action: str, obj: ApiKey, **change: Any) -> None:
+        audit.record(
+            action,
+            actor=request.user.get_username(),
+            object_type="api_key",
+            object_id=obj.prefix,
+            source="admin",
+            request_id=getattr(request, "request_id", ""),
+            **change,
+        )
+
+    def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
+        """Show the key in this answer and nowhere else: a message would be stored in the session or a cookie."""
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "API key created",
+            "opts": self.opts,
+            "key": request.issued_key,  # type: ignore[attr-defined]
+            "label": obj.label,
+        }
+        return TemplateResponse(request, "admin/jobsboard/apikey/issued.html", context)
+
+    def has_view_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        """Only admins see keys."""
+        return can(request.user, "manage_keys")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Only admins make keys."""
+        return can(request.user, "manage_keys")
+
+    def has_change_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        """Only admins rename and revoke keys."""
+        return can(request.user, "manage_keys")
+
+    def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        """Nobody: a revoked key still says who acted."""
+        return False
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        """Only admins are shown the section."""
+        return can(request.user, "manage_keys")

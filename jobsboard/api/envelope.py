@@ -1,0 +1,134 @@
+"""Reading a request's body: size and type first, then the envelope, with every payload cut out unchanged.
+
+Not here: the payload itself, which `queues.accept` reads as strictly; what the fields mean (`jobsboard.api.jobs`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final, TypeVar
+
+import msgspec
+from django.http import HttpRequest
+
+from jobsboard.api.problems import Problem
+from queues import canonical
+
+ONE_MAX: Final = 1024 * 1024
+BATCH_MAX: Final = 16 * 1024 * 1024
+_CHUNK: Final = 64 * 1024
+
+_PLACE: Final = re.compile(r"(.*) - at `\$?(.*)`\Z", re.DOTALL)
+_PATH: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+class OneJob(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /jobs`, and one item of a batch."""
+
+    type: str
+    payload: msgspec.Raw
+    dedupe_key: str | None = None
+    group: str | None = None
+    priority: int | None = None
+    # Any: a number or an object here is a bad time, said so by the reader of times.
+    run_at: Any = None
+    delay_seconds: float | None = None
+    max_age_seconds: float | None = None
+
+
+class Batch(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /jobs/batch`; each item is read on its own, so that one bad one spoils no other."""
+
+    jobs: list[msgspec.Raw]
+
+
+class Cancel(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a cancel."""
+
+    reason: str
+
+
+class Replay(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a replay. `payload` and `dedupe_key` are what an edited replay changes."""
+
+    reason: str
+    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    dedupe_key: str | None | msgspec.UnsetType = msgspec.UNSET
+
+
+def read_body(request: HttpRequest, *, limit: int) -> bytes:
+    """Return the body. Raises: Problem 413 above the limit, 415 for what is not JSON, 411 where its end is unknown."""
+    if request.content_type != "application/json":
+        raise Problem("unsupported_media_type", "Send application/json.", status=415)
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise Problem("unsupported_media_type", "Send the body without a content encoding.", status=415)
+    if (request.META.get("CONTENT_LENGTH") or "0").isdigit() and int(request.META.get("CONTENT_LENGTH") or 0) > limit:
+        raise _too_large(limit)
+    stream: Any = request
+    if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
+        # Django takes a missing Content-Length for an empty body; the server knows where a chunked one ends.
+        if not request.META.get("wsgi.input_terminated"):
+            raise Problem("length_required", "Send a Content-Length.", status=411)
+        stream = request.META["wsgi.input"]
+    pieces: list[bytes] = []
+    size = 0
+    while piece := stream.read(min(_CHUNK, limit + 1 - size)):
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+    return b"".join(pieces)
+
+
+def read(body: bytes, shape: type[_T]) -> _T:
+    """Read an envelope strictly: no unknown field, no field twice, nothing that `queues.canonical` refuses.
+
+    Raises: Problem, JsonRefused.
+    """
+    try:
+        found = msgspec.json.decode(body, type=shape)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        # The slow reader says what is wrong with the text, with line and column; else it is the shape.
+        canonical.parse(body)
+        raise _misshapen(error) from None
+    canonical.parse(_skeleton(body, _raws(found)))
+    return found
+
+
+def _skeleton(body: bytes, raws: Iterable[bytes]) -> bytes:
+    """Return the body with each cut out value replaced by 0, so that only the envelope is read twice.
+
+    An equal text before the true place may be cut instead. Then the true one stays and is read: slower, never
+    less strict. Short values stay, since they could be found inside a key.
+    """
+    pieces: list[bytes] = []
+    done = 0
+    for raw in raws:
+        if len(raw) > 64 and raw[:1] in (b"{", b"["):
+            start = body.index(raw, done)
+            pieces += [body[done:start], b"0"]
+            done = start + len(raw)
+    return b"".join([*pieces, body[done:]])
+
+
+def _raws(found: msgspec.Struct) -> list[bytes]:
+    if isinstance(found, Batch):
+        return [bytes(raw) for raw in found.jobs]
+    payload = getattr(found, "payload", None)
+    return [bytes(payload)] if isinstance(payload, msgspec.Raw) else []
+
+
+def _misshapen(error: Exception) -> Problem:
+    text, _, place = str(error), "", ""
+    found = _PLACE.fullmatch(text)
+    if found:
+        text, place = found[1], found[2]
+    pointer = canonical.json_pointer([name or index for name, index in _PATH.findall(place)])
+    return Problem("invalid_request", f"{text}.", pointer=pointer)
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem("payload_too_large", f"The body may have {limit} bytes.", limit=limit)

@@ -1,0 +1,323 @@
+"""The calls on jobs and dead letters: accept, read, list, cancel, replay.
+
+Not here: the rules of acceptance (`queues.accept`) and of repairs (`queues.actions`); what an error says (`problems`).
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from django.db import DatabaseError, InterfaceError
+from django.http import HttpRequest, HttpResponse
+from ninja import Router
+
+from jobsboard.api import backlog, envelope, job_json, listing, problems, schemas, times
+from jobsboard.api.access import key_of
+from jobsboard.api.database import bounded
+from jobsboard.api.keys import Key
+from jobsboard.api.problems import Problem, request_id
+from queues import actions, contracts
+from queues.accept import EnqueueError, Item, Receipt, enqueue_many
+from queues.canonical import JsonRefused
+from queues.models import Job
+from queues.states import JobState
+
+router = Router()
+
+BATCH_ITEMS: Final = 1000
+DELAY_MAX_SECONDS: Final = times.HORIZON.total_seconds()
+REASON_MAX: Final = 1000
+
+_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_ERRORS: Final = dict.fromkeys((400, 401, 403, 404, 409, 413, 415, 422, 429, 503), schemas.Problem)
+_TEXT: Final = {"type": "string"}
+
+
+@router.post(
+    "/jobs",
+    response={201: schemas.Job, 200: schemas.Job, **_ERRORS},
+    operation_id="createJob",
+    openapi_extra=schemas.body(schemas.OneJob)
+    | schemas.header("Idempotency-Key", {"type": "string", "description": "The dedupe key, instead of in the body."}),
+)
+def create_job(request: HttpRequest) -> HttpResponse:
+    """Accept a job durably. 201 is a new job; 200 the one that holds the key, with what has become of it."""
+    key = key_of(request, scope="jobs:write")
+    one = envelope.read(envelope.read_body(request, limit=envelope.ONE_MAX), envelope.OneJob)
+    item = _item(one, header=request.headers.get("Idempotency-Key"))
+    _check_type(item.type, key=key)
+    with bounded():
+        receipt = enqueue_many([item])[0]
+    response = _json(_job_of(receipt, item), status=200 if receipt.duplicate else 201)
+    response["Location"] = job_json.job_path(receipt.job_id)
+    if receipt.duplicate:
+        response["Idempotency-Replayed"] = "true"
+    return response
+
+
+@router.post(
+    "/jobs/batch",
+    response={200: schemas.BatchResults, **_ERRORS},
+    operation_id="createJobs",
+    openapi_extra=schemas.body(schemas.Batch),
+)
+def create_jobs(request: HttpRequest) -> HttpResponse:
+    """Accept up to 1000 jobs; each has its own status, in request order. One bad item spoils no other."""
+    key = key_of(request, scope="jobs:write")
+    if "Idempotency-Key" in request.headers:
+        raise Problem("idempotency_key_mismatch", "In a batch each job has a dedupe_key of its own.")
+    batch = envelope.read(envelope.read_body(request, limit=envelope.BATCH_MAX), envelope.Batch)
+    if not 1 <= len(batch.jobs) <= BATCH_ITEMS:
+        raise Problem("invalid_request", f"A batch has 1 to {BATCH_ITEMS} jobs.", pointer="/jobs")
+    prepared = [_prepare(bytes(raw), key=key) for raw in batch.jobs]
+    items = [item for item in prepared if isinstance(item, Item)]
+    with bounded():
+        answers = iter(zip(items, enqueue_many(items, on_error="return"), strict=True))
+    accepted = [next(answers) if isinstance(item, Item) else item for item in prepared]
+    jobs = _read_back([answer[1] for answer in accepted if isinstance(answer, tuple)])
+    results = [_result(request, answer, index=index, jobs=jobs) for index, answer in enumerate(accepted)]
+    return _json({"results": results})
+
+
+@router.get(
+    "/jobs",
+    response={200: schemas.JobPage, **_ERRORS},
+    operation_id="listJobs",
+    openapi_extra=schemas.query(
+        type=_TEXT,
+        state={"type": "string", "enum": list(JobState)},
+        tier={"type": "integer", "enum": [1, 2, 3]},
+        group=_TEXT,
+        dedupe_key=_TEXT,
+        since={"type": "string", "format": "date-time"},
+        until={"type": "string", "format": "date-time"},
+        limit={"type": "integer", "minimum": 1, "maximum": listing.LIMIT_MAX, "default": listing.LIMIT_DEFAULT},
+        cursor=_TEXT,
+    ),
+)
+def list_jobs(request: HttpRequest) -> HttpResponse:
+    """Return jobs, newest first. A filter without an index looks at 10,000 rows and hands back a cursor."""
+    key = key_of(request, scope="jobs:read")
+    wanted = listing.read_filter(request.GET)
+    with bounded():
+        page = listing.page(wanted, key=key)
+    return _json(
+        {
+            "items": [job_json.as_json(job, tracebacks=False) for job in page.jobs],
+            "next": page.next,
+            "searched": {"rows": page.searched_rows, "complete": page.complete},
+        }
+    )
+
+
+@router.get("/jobs/{job_id}", response={200: schemas.Job, **_ERRORS}, operation_id="getJob")
+def get_job(request: HttpRequest, job_id: str) -> HttpResponse:
+    """Return one job with its attempts."""
+    key = key_of(request, scope="jobs:read")
+    with bounded():
+        job = _find(job_id, key=key)
+    return _json(job_json.as_json(job))
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    response={200: schemas.Cancelled, 202: schemas.Cancelled, **_ERRORS},
+    operation_id="cancelJob",
+    openapi_extra=schemas.body(schemas.Reason),
+)
+def cancel_job(request: HttpRequest, job_id: str) -> HttpResponse:
+    """Cancel a waiting job, or ask a running one to stop (202). Asked again, the answer is the same."""
+    key = key_of(request, scope="jobs:write")
+    why = _why(request, key=key)
+    with bounded():
+        job = _find(job_id, key=key)
+        try:
+            done = actions.cancel_job(job.id, **why)
+        except actions.NotCancellable as error:
+            raise Problem("not_cancellable", f"{error}.", status=409, state=error.state) from None
+        except actions.JobNotFound:
+            raise _no_such_job() from None
+    status = "cancelled" if done.state == JobState.CANCELLED else "cancel_requested"
+    return _json(
+        {"id": str(job.id), "status": status, "state": done.state, "effect": done.effect},
+        status=200 if status == "cancelled" else 202,
+    )
+
+
+@router.post(
+    "/jobs/{job_id}/replay",
+    response={201: schemas.Job, **_ERRORS},
+    operation_id="replayJob",
+    openapi_extra=schemas.body(schemas.Reason),
+)
+def replay_job(request: HttpRequest, job_id: str) -> HttpResponse:
+    """Accept a new job in place of a dead, expired or cancelled one."""
+    key = key_of(request, scope="dlq:replay")
+    why = _why(request, key=key, shape=envelope.Replay)
+    with bounded():
+        job = _find(job_id, key=key)
+        try:
+            child = actions.replay_job(job.id, **why)
+        except actions.NotReplayable as error:
+            raise Problem(error.code, f"{error.detail}.", status=409) from None
+        except actions.JobNotFound:
+            raise _no_such_job() from None
+        replayed = job_json.as_json(Job.objects.get(id=child))
+    response = _json(replayed, status=201)
+    response["Location"] = job_json.job_path(child)
+    return response
+
+
+@router.post(
+    "/dead-letters/{job_id}/replay",
+    response={201: schemas.Job, **_ERRORS},
+    operation_id="replayDeadLetter",
+    openapi_extra=schemas.body(schemas.Reason),
+)
+def replay_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
+    """Do the same as `/jobs/{id}/replay`."""
+    return replay_job(request, job_id)
+
+
+@router.post(
+    "/dead-letters/{job_id}/cancel",
+    response={200: schemas.Job, **_ERRORS},
+    operation_id="cancelDeadLetter",
+    openapi_extra=schemas.body(schemas.Reason),
+)
+def cancel_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
+    """Resolve a dead letter without running it again; it stays dead. Asked again, the answer is the same."""
+    key = key_of(request, scope="dlq:replay")
+    why = _why(request, key=key)
+    with bounded():
+        job = _find(job_id, key=key)
+        try:
+            actions.cancel_dead_letter(job.id, **why)
+        except actions.NotCancellable as error:
+            detail = f"The job is {error.state} and not an open dead letter."
+            raise Problem("not_cancellable", detail, status=409, state=error.state) from None
+        except actions.JobNotFound:
+            raise _no_such_job() from None
+        job.refresh_from_db()
+    return _json(job_json.as_json(job))
+
+
+def _item(one: envelope.OneJob, *, header: str | None = None) -> Item:
+    """Turn an envelope into an item. Raises: Problem."""
+    dedupe_key = one.dedupe_key
+    if header is not None:
+        if dedupe_key is not None and dedupe_key != header:
+            raise Problem("idempotency_key_mismatch", "Idempotency-Key and dedupe_key differ.", pointer="/dedupe_key")
+        dedupe_key = header
+    if dedupe_key is not None and not _KEY.fullmatch(dedupe_key):
+        raise Problem("dedupe_key_invalid", "A key has 1 to 255 visible ASCII characters.", pointer="/dedupe_key")
+    if one.run_at is not None and one.delay_seconds is not None:
+        raise Problem("invalid_request", "run_at and delay_seconds exclude each other.", pointer="/delay_seconds")
+    if one.delay_seconds is not None and not 0 <= one.delay_seconds <= DELAY_MAX_SECONDS:
+        detail = f"delay_seconds is from 0 to {DELAY_MAX_SECONDS:.0f}."
+        raise Problem("invalid_request", detail, pointer="/delay_seconds")
+    run_at: datetime | None = None
+    if one.run_at is not None:
+        run_at = times.read_run_at(one.run_at, pointer="/run_at")
+    return Item(
+        type=one.type,
+        payload=bytes(one.payload),
+        dedupe_key=dedupe_key,
+        group=one.group,
+        priority=one.priority,
+        run_at=run_at,
+        delay_seconds=one.delay_seconds,
+        max_age=one.max_age_seconds,
+    )
+
+
+def _check_type(name: str, *, key: Key) -> None:
+    """Refuse a type that is closed to the key like one that does not exist, and a tier that is full."""
+    contract = contracts.all_current().get(name)
+    if contract is None or not key.may_use(name):
+        raise problems.unknown_job_type()
+    if contract.tier in backlog.full_tiers():
+        raise problems.overloaded(contract.tier)
+
+
+def _prepare(raw: bytes, *, key: Key) -> Item | Problem:
+    try:
+        item = _item(envelope.read(raw, envelope.OneJob))
+        _check_type(item.type, key=key)
+    except (Problem, JsonRefused) as error:
+        return problems.of_exception(error)
+    return item
+
+
+def _read_back(answers: list[Receipt | EnqueueError]) -> dict[UUID, Job]:
+    """Read accepted jobs. They are stored already: an error here must not make the producer send them again."""
+    ids = [answer.job_id for answer in answers if isinstance(answer, Receipt)]
+    try:
+        with bounded():
+            return {job.id: job for job in Job.objects.filter(id__in=ids)}
+    except (DatabaseError, InterfaceError):
+        return {}
+
+
+def _job_of(receipt: Receipt, item: Item, jobs: dict[UUID, Job] | None = None) -> dict[str, Any]:
+    found = (_read_back([receipt]) if jobs is None else jobs).get(receipt.job_id)
+    if found is not None:
+        return job_json.as_json(found)
+    # Pruned while its key lives, or not readable now: what the receipt says is still true.
+    return {
+        "id": str(receipt.job_id),
+        "type": item.type,
+        "state": receipt.state,
+        "dedupe_key": item.dedupe_key,
+        "evidence": receipt.evidence,
+        "result": receipt.result,
+    }
+
+
+def _result(
+    request: HttpRequest,
+    answer: tuple[Item, Receipt | EnqueueError] | Problem,
+    *,
+    index: int,
+    jobs: dict[UUID, Job],
+) -> dict[str, Any]:
+    if isinstance(answer, tuple):
+        item, outcome = answer
+        if isinstance(outcome, Receipt):
+            return {"status": 200 if outcome.duplicate else 201, "job": _job_of(outcome, item, jobs)}
+        answer = problems.of_exception(outcome)
+    answer.pointer = f"/jobs/{index}{answer.pointer}"
+    return {"status": answer.status, "error": answer.as_json(request_id(request))}
+
+
+def _find(text: str, *, key: Key) -> Job:
+    """Return a job that the key may see. Raises: Problem 404 for any other."""
+    job = Job.objects.filter(id=UUID(text)).first() if _ID.fullmatch(text) else None
+    if job is None or not key.may_use(job.type):
+        raise _no_such_job()
+    return job
+
+
+def _no_such_job() -> Problem:
+    return Problem("unknown_job", "There is no job of this id.", status=404)
+
+
+def _why(
+    request: HttpRequest, *, key: Key, shape: type[envelope.Cancel | envelope.Replay] = envelope.Cancel
+) -> dict[str, str]:
+    """Read who acts and why. Raises: Problem."""
+    found = envelope.read(envelope.read_body(request, limit=envelope.ONE_MAX), shape)
+    if isinstance(found, envelope.Replay) and not (found.payload is found.dedupe_key is msgspec.UNSET):
+        raise Problem("edited_replay_unsupported", "A replay with another payload or key is not built yet.", status=501)
+    if not found.reason.strip() or len(found.reason) > REASON_MAX:
+        raise Problem("invalid_request", f"reason has 1 to {REASON_MAX} characters.", pointer="/reason")
+    return {"actor": key.actor, "reason": found.reason, "source": "api", "request_id": request_id(request)}
+
+
+def _json(value: Any, *, status: int = 200) -> HttpResponse:
+    return HttpResponse(msgspec.json.encode(value), content_type="application/json", status=status)

@@ -1,0 +1,190 @@
+"""Every error of the API as `application/problem+json` (RFC 9457), in one place.
+
+Not here: which error belongs to which call (`jobsboard.api.jobs`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.db import DatabaseError, InterfaceError
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, UnreadablePostError
+
+from jobsboard.api.database import is_transient
+from queues.accept import DedupeConflict, EnqueueError, PayloadInvalid
+from queues.canonical import JsonRefused
+
+CONTENT_TYPE: Final = "application/problem+json"
+RETRY_AFTER_SECONDS: Final = 5
+
+_log = logging.getLogger(__name__)
+
+_STATUS: Final[dict[str, int]] = {
+    "invalid_json": 400,
+    "invalid_encoding": 400,
+    "dedupe_key_invalid": 400,
+    "idempotency_key_mismatch": 400,
+    "unauthorized": 401,
+    "missing_scope": 403,
+    "unknown_job_type": 404,
+    "type_disabled": 409,
+    "payload_too_large": 413,
+    "overloaded": 429,
+}
+"""Status by code; every other code that an input can cause is 422."""
+
+_TITLES: Final[dict[str, str]] = {
+    "unauthorized": "A valid API key is required",
+    "missing_scope": "The key lacks a scope",
+    "unknown_job_type": "Unknown job type",
+    "type_disabled": "The job type is disabled",
+    "dedupe_conflict": "The key was used with another payload",
+    "contract_violation": "The payload breaks the contract",
+    "dedupe_key_invalid": "The dedupe key is not usable",
+    "payload_too_large": "Too large",
+    "overloaded": "Too much work is waiting",
+    "unavailable": "The database does not answer now",
+    "internal_error": "An error on our side",
+}
+
+
+class Problem(Exception):
+    """An answer that is an error: code and detail, the place in the request, further members and headers."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        status: int | None = None,
+        pointer: str = "",
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.status = status or _STATUS.get(code, 422)
+        self.pointer = pointer
+        self.headers = dict(headers or {})
+        self.members = members
+
+    def as_json(self, request_id: str) -> dict[str, Any]:
+        """Return the members of the problem document."""
+        return {
+            # Not a URL that may rot: a name that never changes.
+            "type": f"urn:jobsboard:problem:{self.code}",
+            "title": _TITLES.get(self.code) or HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+            "pointer": self.pointer,
+            "request_id": request_id,
+            **self.members,
+        }
+
+
+def answer(request: HttpRequest, problem: Problem) -> HttpResponse:
+    """Write a problem as the response."""
+    body = json.dumps(problem.as_json(request_id(request)), default=str, ensure_ascii=False)
+    # A refused text may hold half a character; what cannot be written is written as `?`.
+    response = HttpResponse(body.encode(errors="replace"), content_type=CONTENT_TYPE, status=problem.status)
+    for name, value in problem.headers.items():
+        response[name] = value
+    return response
+
+
+def unauthorized() -> Problem:
+    """Return the one answer to every wrong, missing, revoked or expired key."""
+    return Problem(
+        "unauthorized",
+        "Send a valid key in the header: Authorization: Bearer jb_live_…",
+        headers={"WWW-Authenticate": 'Bearer realm="jobsboard"'},
+    )
+
+
+def unknown_job_type() -> Problem:
+    """Return the one answer for a type that does not exist and for one that the key may not use."""
+    return Problem("unknown_job_type", "There is no job type of this name.", pointer="/type")
+
+
+def overloaded(tier: int) -> Problem:
+    """Return the answer to a tier over its backlog limit."""
+    return Problem(
+        "overloaded",
+        f"Tier {tier} is over its backlog limit; nothing was stored.",
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        retryable=True,
+    )
+
+
+def of_exception(error: BaseException) -> Problem:
+    """Translate whatever a view raised."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, EnqueueError):
+        return _of_enqueue_error(error)
+    if isinstance(error, JsonRefused):
+        return Problem(error.code, error.detail, pointer=error.pointer)
+    if isinstance(error, (DatabaseError, InterfaceError)):
+        return _of_database_error(error)
+    if isinstance(error, Http404):
+        return Problem("not_found", "There is nothing at this address.", status=404)
+    if isinstance(error, PermissionDenied):
+        return Problem("forbidden", "This is not allowed.", status=403)
+    if isinstance(error, (SuspiciousOperation, UnreadablePostError)):
+        return Problem("bad_request", "The request could not be read.", status=400)
+    _log.error("The API failed: %s", type(error).__name__, exc_info=error)
+    return Problem("internal_error", "The request id names the error in our log.", status=500)
+
+
+def of_response(response: HttpResponseBase) -> Problem:
+    """Translate an error, or a redirect, that something beneath the API's views answered."""
+    status = response.status_code
+    if status < 400:
+        # A client would send a redirected POST again as GET: the job would be lost with a 2xx (H-21).
+        return Problem("https_required", "The API does not redirect. Use the https address.", status=400)
+    headers = {name: response[name] for name in ("Allow", "Retry-After") if response.has_header(name)}
+    if status == 405:
+        return Problem("method_not_allowed", "This address does not take this method.", status=405, headers=headers)
+    phrase = HTTPStatus(status).phrase
+    return Problem(phrase.lower().replace(" ", "_"), f"{phrase}.", status=status, headers=headers)
+
+
+def request_id(request: HttpRequest) -> str:
+    """Return the id of the request, also where the middleware did not come to give one."""
+    given: str = getattr(request, "request_id", "")
+    return given or uuid.uuid4().hex
+
+
+def _of_enqueue_error(error: EnqueueError) -> Problem:
+    if error.code == "unknown_job_type":
+        return unknown_job_type()
+    if isinstance(error, PayloadInvalid) and error.violations:
+        return Problem(error.code, error.detail, pointer=error.pointer, violations=error.violations)
+    if isinstance(error, DedupeConflict) and error.job_id is not None:
+        return Problem(error.code, error.detail, pointer=error.pointer, job_id=str(error.job_id))
+    if error.code == "overloaded":
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        return Problem(error.code, error.detail, pointer=error.pointer, headers=headers, retryable=True)
+    return Problem(error.code, error.detail, pointer=error.pointer)
+
+
+def _of_database_error(error: DatabaseError | InterfaceError) -> Problem:
+    if is_transient(error):
+        _log.warning("The database did not take a request: %s", type(error).__name__)
+        return Problem(
+            "unavailable",
+            "The database does not take this now. Send it again with the same key.",
+            status=503,
+            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+            retryable=True,
+        )
+    _log.error("The database refused a statement: %s", type(error).__name__, exc_info=error)
+    return Problem("internal_error", "The request id names the error in our log.", status=500, retryable=False)

@@ -1,0 +1,191 @@
+"""What the API takes and answers, for the OpenAPI document only: `envelope` reads requests, `job_json` writes jobs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_State = Literal[
+    "accepted", "processing", "awaiting_confirmation", "retrying", "confirmed", "dead", "expired", "cancelled"
+]
+_KEY: Final = r"^[\x21-\x7e]{1,255}$"
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str = Field(description="For programs; never changes.")
+    pointer: str = Field(description="JSON pointer, or name of the query parameter, of what is wrong; may be empty.")
+    request_id: str
+
+
+class OneJob(BaseModel):
+    """A job to accept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str
+    payload: Any = Field(description="Any JSON; stored as sent. UTF-8, no repeated keys, 64 levels at most.")
+    dedupe_key: str | None = Field(default=None, pattern=_KEY)
+    group: str | None = Field(default=None, pattern=_KEY)
+    priority: int | None = Field(default=None, ge=-100, le=100, description="Higher first.")
+    run_at: datetime | None = Field(default=None, description="Excludes delay_seconds. The past means now.")
+    delay_seconds: float | None = Field(default=None, ge=0)
+    max_age_seconds: float | None = Field(default=None, gt=0)
+
+
+class Batch(BaseModel):
+    """Jobs to accept, each answered on its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    jobs: list[OneJob] = Field(min_length=1, max_length=1000)
+
+
+class Reason(BaseModel):
+    """Why a person or a producer does this; kept in the audit log."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(min_length=1, max_length=1000)
+
+
+class Evidence(BaseModel):
+    """What proves the outcome."""
+
+    kind: str | None
+    ref: str | None
+    at: datetime | None
+    late: bool
+
+
+class Attempt(BaseModel):
+    """One run of the job."""
+
+    number: int | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    outcome: str
+    worker: str | None
+    error_class: str | None
+    message: str | None
+    traceback: str | None = Field(description="Null in lists.")
+
+
+class Links(BaseModel):
+    """Where to look."""
+
+    self: str
+    board: str
+
+
+class Job(BaseModel):
+    """A job; payload, result and messages are redacted."""
+
+    id: UUID
+    type: str
+    tier: int
+    contract_version: int
+    state: _State
+    reason: str | None
+    group: str | None
+    priority: int
+    dedupe_key: str | None
+    idempotency_key: str
+    payload: Any
+    attempt: int
+    max_attempts: int
+    run: int
+    accepted_at: datetime
+    ready_at: datetime
+    due_at: datetime | None
+    expires_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    settled_at: datetime | None
+    window_seconds: int
+    in_window: bool | None
+    lag_seconds: float | None
+    evidence: Evidence | None
+    result: Any
+    maybe_duplicate: bool
+    cancel_requested: bool
+    attempts: list[Attempt]
+    replay_of: UUID | None
+    replayed_by: UUID | None
+    root: UUID
+    links: Links
+
+
+class BatchResult(BaseModel):
+    """The answer to one item: `job` with 201 or 200, else `error`."""
+
+    status: int
+    job: Job | None = None
+    error: Problem | None = None
+
+
+class BatchResults(BaseModel):
+    """The answers in request order."""
+
+    results: list[BatchResult]
+
+
+class Searched(BaseModel):
+    """How far a filter without an index looked; `rows` is null where an index answered exactly."""
+
+    rows: int | None
+    complete: bool
+
+
+class JobPage(BaseModel):
+    """Jobs, newest first."""
+
+    items: list[Job]
+    next: str | None = Field(description="Cursor of the next page; a page may be empty and still have a next one.")
+    searched: Searched
+
+
+class Cancelled(BaseModel):
+    """What a cancel did."""
+
+    id: UUID
+    status: Literal["cancelled", "cancel_requested"]
+    state: _State
+    effect: Literal["none", "possible"]
+
+
+def body(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a request body for `openapi_extra`: the body is read by `envelope`, so ninja does not see it."""
+    schema = model.model_json_schema(ref_template=f"#/components/schemas/{model.__name__}.{{model}}")
+    # One level of nesting only: definitions are put where they are used.
+    for name, definition in schema.pop("$defs", {}).items():
+        schema = _inline(schema, f"#/components/schemas/{model.__name__}.{name}", definition)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inline(value: Any, ref: str, definition: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        return definition if value.get("$ref") == ref else {k: _inline(v, ref, definition) for k, v in value.items()}
+    return [_inline(item, ref, definition) for item in value] if isinstance(value, list) else value
+
+
+def query(**parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return query parameters for `openapi_extra`."""
+    return {
+        "parameters": [
+            {"in": "query", "name": name, "required": False, "schema": schema} for name, schema in parameters.items()
+        ]
+    }
+
+
+def header(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return one header parameter for `openapi_extra`."""
+    return {"parameters": [{"in": "header", "name": name, "required": False, "schema": schema}]}

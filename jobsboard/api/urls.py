@@ -1,0 +1,59 @@
+"""Where the API is mounted: its routers, and an answer in JSON to every other address below /api/.
+
+Not here: who may pass (`jobsboard.api.access`, called by the middleware before any of these views).
+"""
+
+from __future__ import annotations
+
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, URLResolver, path, re_path
+from django.views.decorators.csrf import csrf_exempt
+from ninja import NinjaAPI
+from ninja.security import HttpBearer
+
+from jobsboard.api import jobs, problems
+from jobsboard.api.keys import Key
+from jobsboard.api.problems import Problem
+
+
+class ApiKeyBearer(HttpBearer):
+    """Says in the OpenAPI document what the gate has checked."""
+
+    openapi_description = "An API key: jb_live_…"
+
+    def __call__(self, request: HttpRequest) -> Key | None:
+        """Return the key that the gate left on the request."""
+        key: Key | None = getattr(request, "api_key", None)
+        return key
+
+    def authenticate(self, request: HttpRequest, token: str) -> None:
+        """Never asked: `__call__` answers."""
+
+
+# docs_url: the bundled page loads scripts from elsewhere; the document itself is enough.
+api = NinjaAPI(
+    title="Jobsboard",
+    version="1",
+    docs_url=None,
+    openapi_url="/openapi.json",
+    auth=ApiKeyBearer(),
+    urls_namespace="api",
+)
+api.add_router("", jobs.router)
+
+
+@api.exception_handler(Exception)
+def _on_error(request: HttpRequest, error: Exception) -> HttpResponse:
+    return problems.answer(request, problems.of_exception(error))
+
+
+@csrf_exempt
+def nothing_here(request: HttpRequest) -> HttpResponse:
+    """Answer an address that is none of the API's."""
+    return problems.answer(request, Problem("not_found", "There is nothing at this address.", status=404))
+
+
+urlpatterns: list[URLPattern | URLResolver] = [
+    path("v1/", api.urls),
+    re_path(r"", nothing_here, name="api-nothing"),
+]

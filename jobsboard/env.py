@@ -1,0 +1,81 @@
+"""Strict readers for environment variables: one clear line on a mistake, never a value in the text.
+
+Defaults live in settings.py, beside the setting that they feed.
+"""
+
+import ipaddress
+import os
+from urllib.parse import unquote, urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"", "0", "false", "no", "off"}
+_BROKER_SCHEMES = {"redis", "rediss", "redis+socket", "amqp", "amqps"}
+
+
+def text(name: str, default: str | None = None) -> str:
+    """Return the variable; without a default it is required."""
+    value = os.environ.get(name, default)
+    if value is None or (value == "" and default is None):
+        raise ImproperlyConfigured(f"{name} is not set. See README.md, section Configuration.")
+    return value
+
+
+def flag(name: str, default: bool = False) -> bool:
+    """Read a boolean; anything but the usual words is an error."""
+    value = os.environ.get(name, "1" if default else "0").strip().lower()
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise ImproperlyConfigured(f"{name} must be 1 or 0 (or true, false, yes, no, on, off).")
+
+
+def words(name: str, default: str = "") -> list[str]:
+    """Read a comma-separated list; empty items are dropped."""
+    return [item.strip() for item in os.environ.get(name, default).split(",") if item.strip()]
+
+
+def networks(name: str) -> list[str]:
+    """Read a comma-separated list of CIDR ranges."""
+    for item in words(name):
+        try:
+            ipaddress.ip_network(item)
+        except ValueError:
+            raise ImproperlyConfigured(f"{name} has an item that is not a CIDR range such as 10.0.0.0/8.") from None
+    return words(name)
+
+
+def secret_key(*, debug: bool) -> str:
+    """Read SECRET_KEY and refuse what anybody could guess."""
+    value = text("SECRET_KEY")
+    if not debug and (len(value) < 32 or len(set(value)) < 8):
+        raise ImproperlyConfigured("SECRET_KEY must have at least 32 random characters.")
+    return value
+
+
+def database(name: str = "DATABASE_URL") -> dict[str, str | int]:
+    """Read a PostgreSQL URL into the parts that Django wants."""
+    parts = urlsplit(text(name))
+    try:
+        port = parts.port
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} has a port that is not a number.") from None
+    if parts.scheme not in {"postgres", "postgresql"} or not parts.path.strip("/"):
+        raise ImproperlyConfigured(f"{name} must look like postgresql://user:password@host:5432/name.")
+    return {
+        "NAME": unquote(parts.path.lstrip("/")),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": unquote(parts.hostname or ""),
+        "PORT": port or "",
+    }
+
+
+def broker(name: str = "BROKER_URL") -> str:
+    """Read the broker's URL; Redis or Valkey, or RabbitMQ."""
+    value = text(name)
+    if urlsplit(value).scheme not in _BROKER_SCHEMES:
+        raise ImproperlyConfigured(f"{name} must start with one of {', '.join(sorted(_BROKER_SCHEMES))}, then ://.")
+    return value

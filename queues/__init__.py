@@ -1,0 +1,1 @@
+"""What is promised for a job and what becomes of it: contracts, lifecycle, outcomes, scheduler."""

@@ -1,0 +1,382 @@
+"""Accept jobs: validate, hash, pair repeats, insert, answer; the public `enqueue` and `enqueue_many`.
+
+The statements are `lifecycle.accept`'s. Inside a transaction of the caller, PostgreSQL's 40001 and 40P01 are the
+caller's to retry, as for any other statement of theirs.
+"""
+
+import contextlib
+import datetime as dt
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, overload
+from uuid import UUID
+
+import jsonschema
+from django.db import transaction
+
+from queues import broker, canonical, contract_rules, contracts, lifecycle
+from queues.contracts import Contract
+from queues.lifecycle import NewJob
+from queues.states import JobState
+
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+PUBLISH_AT_MOST: Final = 8
+"""A larger batch is published by the scheduler, in chunks."""
+ROUNDS: Final = 5
+"""How often keys are tried whose holder goes away at that moment."""
+
+
+class EnqueueError(Exception):
+    """A job that was not accepted. `pointer` names the part of the request that is wrong."""
+
+    code = "not_accepted"
+
+    def __init__(self, detail: str, *, pointer: str = "", code: str | None = None, position: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.pointer = pointer
+        self.code = code or type(self).code
+        self.position = position
+
+
+class UnknownJobType(EnqueueError):
+    """There is no contract of this name."""
+
+    code = "unknown_job_type"
+
+
+class TypeDisabled(EnqueueError):
+    """The job type is switched off."""
+
+    code = "type_disabled"
+
+
+class PayloadInvalid(EnqueueError):
+    """The payload is not JSON as we take it, too large, or breaks the contract's schema."""
+
+    code = "contract_violation"
+
+    def __init__(self, detail: str, *, violations: Sequence[dict[str, str]] = (), **kwargs: Any) -> None:
+        super().__init__(detail, **kwargs)
+        self.violations = list(violations)
+
+
+class KeyInvalid(EnqueueError):
+    """The dedupe key is missing or is not 1 to 255 visible ASCII characters."""
+
+    code = "dedupe_key_invalid"
+
+
+class DedupeConflict(EnqueueError):
+    """The key is held by a job with another payload or group."""
+
+    code = "dedupe_conflict"
+
+    def __init__(self, detail: str, *, job_id: UUID | None = None, **kwargs: Any) -> None:
+        super().__init__(detail, **kwargs)
+        self.job_id = job_id
+
+
+class Overloaded(EnqueueError):
+    """The tier takes no more work now."""
+
+    code = "overloaded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One job to enqueue. A payload given as text or bytes is JSON and is stored as it is."""
+
+    type: str
+    payload: Any
+    dedupe_key: str | None = None
+    group: str | None = None
+    priority: int | None = None
+    run_at: dt.datetime | None = None
+    delay_seconds: float | None = None
+    max_age: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """The accepted job; `duplicate` when its key had been accepted before, with what has become of it."""
+
+    job_id: UUID
+    state: JobState
+    duplicate: bool = False
+    evidence: dict[str, Any] | None = None
+    result: Any = None
+
+
+def enqueue(
+    type: str,  # noqa: A002 (the public name)
+    payload: Any,
+    *,
+    dedupe_key: str | None = None,
+    group: str | None = None,
+    priority: int | None = None,
+    run_at: dt.datetime | None = None,
+    max_age: float | None = None,
+) -> Receipt:
+    """Accept one job, in the caller's transaction if there is one.
+
+    Units: `max_age` in seconds from the time the job is ready.
+    Raises: DedupeConflict, PayloadInvalid, UnknownJobType, TypeDisabled, KeyInvalid, Overloaded.
+    """
+    item = Item(
+        type=type, payload=payload, dedupe_key=dedupe_key, group=group, priority=priority, run_at=run_at, max_age=max_age
+    )
+    answer = enqueue_many([item], on_error="return")[0]
+    if isinstance(answer, EnqueueError):
+        raise answer
+    return answer
+
+
+@overload
+def enqueue_many(items: Iterable[Item], *, on_error: Literal["raise"] = "raise") -> list[Receipt]: ...
+@overload
+def enqueue_many(items: Iterable[Item], *, on_error: Literal["return"]) -> list[Receipt | EnqueueError]: ...
+def enqueue_many(
+    items: Iterable[Item], *, on_error: Literal["raise", "return"] = "raise"
+) -> list[Receipt] | list[Receipt | EnqueueError]:
+    """Accept a batch in one statement. With "raise" all or nothing; with "return" each item has its own answer.
+
+    Raises: the first item's error, its `position` set, after the savepoint was rolled back.
+    """
+    listed = list(items)
+    # One item needs no savepoint: either its row is there or not.
+    scope = transaction.atomic() if on_error == "raise" and len(listed) > 1 else contextlib.nullcontext()
+    with scope:
+        answers = _accept(listed)
+        if on_error == "raise":
+            for position, answer in enumerate(answers):
+                if isinstance(answer, EnqueueError):
+                    answer.position = position
+                    raise answer
+    return answers
+
+
+def _accept(items: Sequence[Item]) -> list[Any]:
+    answers: list[Receipt | EnqueueError | None] = [None] * len(items)
+    new: list[tuple[int, NewJob]] = []
+    for position, item in enumerate(items):
+        try:
+            new.append((position, _prepare(item)))
+        except EnqueueError as error:
+            answers[position] = error
+    first, repeats = _pair_repeats(new)
+    if 0 < len(first) <= PUBLISH_AT_MOST:
+        first = [(p, replace(job, publish=broker.is_short(contracts.current(job.type).queue))) for p, job in first]
+    _insert(first, answers)
+    for position, job, leader, leader_job in repeats:
+        answers[position] = _answer_repeat(job, leader_job, answers[leader])
+    duplicates = Counter(
+        items[p].type for p, answer in enumerate(answers) if isinstance(answer, Receipt) and answer.duplicate
+    )
+    if duplicates:
+        lifecycle.count_duplicates(duplicates)
+    return answers
+
+
+def _pair_repeats(
+    new: Sequence[tuple[int, NewJob]],
+) -> tuple[list[tuple[int, NewJob]], list[tuple[int, NewJob, int, NewJob]]]:
+    leaders: dict[tuple[str, str], tuple[int, NewJob]] = {}
+    first: list[tuple[int, NewJob]] = []
+    repeats: list[tuple[int, NewJob, int, NewJob]] = []
+    for position, job in new:
+        if job.dedupe_key is None:
+            first.append((position, job))
+            continue
+        leader = leaders.setdefault((job.type, job.dedupe_key), (position, job))
+        if leader[0] == position:
+            first.append((position, job))
+        else:
+            repeats.append((position, job, *leader))
+    return first, repeats
+
+
+def _answer_repeat(job: NewJob, leader: NewJob, answer: Receipt | EnqueueError | None) -> Receipt | EnqueueError:
+    if isinstance(answer, Receipt):
+        if job.request_hash == leader.request_hash:
+            return replace(answer, duplicate=True)
+        return _conflict(job, answer.job_id)
+    assert answer is not None
+    return answer
+
+
+def _insert(jobs: Sequence[tuple[int, NewJob]], answers: list[Receipt | EnqueueError | None]) -> None:
+    """Fill the answers of jobs that are valid: new, duplicate, conflict or disabled."""
+    waiting = dict(jobs)
+    for _ in range(ROUNDS):
+        if not waiting:
+            return
+        accepted = lifecycle.insert(list(waiting.items()))
+        hints = [(waiting[a.position].type, a.id) for a in accepted if a.ready and waiting[a.position].publish]
+        if hints:
+            transaction.on_commit(functools.partial(_publish, hints))
+        for one in accepted:
+            answers[one.position] = Receipt(job_id=one.id, state=JobState.ACCEPTED)
+            del waiting[one.position]
+        for position in [p for p, job in waiting.items() if job.dedupe_key is None]:
+            answers[position] = _disabled(waiting.pop(position))
+        if waiting:
+            _answer_held(waiting, answers)
+    for position, job in waiting.items():
+        # Its holder came and went ROUNDS times; nothing was stored.
+        answers[position] = Overloaded(f"the key {job.dedupe_key!r} changes hands too fast, try again")
+
+
+def _answer_held(waiting: dict[int, NewJob], answers: list[Receipt | EnqueueError | None]) -> None:
+    """Answer jobs whose key is held; leave those in `waiting` whose key has become free."""
+    released: list[tuple[str, str, UUID]] = []
+    for holder in lifecycle.holders(list(waiting.items())):
+        job = waiting[holder.position]
+        if holder.id is None:
+            # No holder: the type is disabled, or the holder's transaction was rolled back meanwhile.
+            contracts.forget()
+            if not _enabled(job.type):
+                answers[holder.position] = _disabled(waiting.pop(holder.position))
+            continue
+        if holder.let_go and job.dedupe_key is not None:
+            released.append((job.type, job.dedupe_key, holder.id))
+            continue
+        if holder.same_request:
+            answers[holder.position] = Receipt(
+                job_id=holder.id,
+                state=JobState(holder.state or JobState.EXPIRED),
+                duplicate=True,
+                evidence=holder.evidence,
+                result=holder.result,
+            )
+        else:
+            answers[holder.position] = _conflict(job, holder.id)
+        del waiting[holder.position]
+    if released:
+        lifecycle.let_go(sorted(released))
+
+
+def _enabled(name: str) -> bool:
+    contract = contracts.all_current().get(name)
+    return contract is not None and contract.enabled
+
+
+def _disabled(job: NewJob) -> EnqueueError:
+    return TypeDisabled(f"job type {job.type!r} is disabled and takes no jobs", pointer="/type")
+
+
+def _conflict(job: NewJob, holder: UUID) -> DedupeConflict:
+    return DedupeConflict(
+        f"the key {job.dedupe_key!r} was accepted before with another payload or group",
+        job_id=holder,
+        pointer="/dedupe_key",
+    )
+
+
+def _publish(hints: Sequence[tuple[str, UUID]]) -> None:
+    broker.publish([(contracts.current(name).queue, [job_id]) for name, job_id in hints])
+
+
+def _prepare(item: Item) -> NewJob:
+    """Turn a request into a row. Raises: EnqueueError."""
+    try:
+        contract = contracts.current(item.type)
+    except contracts.UnknownContract:
+        raise UnknownJobType(f"there is no job type {item.type!r}", pointer="/type") from None
+    if not contract.enabled:
+        raise TypeDisabled(f"job type {item.type!r} is disabled and takes no jobs", pointer="/type")
+    text, value = _read_payload(item.payload, contract)
+    _check_numbers(item)
+    key = _key(item, contract, value)
+    return NewJob(
+        type=contract.name,
+        contract_version=contract.version,
+        tier=contract.tier,
+        priority=contract.priority_default if item.priority is None else item.priority,
+        payload=text,
+        request_hash=canonical.request_hash(value, item.group),
+        dedupe_key=key,
+        dedupe_window_seconds=contract.dedupe_window_seconds,
+        group=item.group,
+        attempt_limit=contract.max_attempts,
+        window_seconds=contract.window_seconds,
+        max_age_seconds=float(item.max_age if item.max_age is not None else contract.max_age_seconds),
+        run_at=item.run_at,
+        delay_seconds=None if item.delay_seconds is None else float(item.delay_seconds),
+        publish=False,
+        trace=None,
+    )
+
+
+def _read_payload(payload: Any, contract: Contract) -> tuple[str, Any]:
+    """Return the text to store and its value. Raises: PayloadInvalid."""
+    if not isinstance(payload, (bytes, str)):
+        try:
+            payload = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PayloadInvalid(f"the payload is not JSON: {error}", code="invalid_json", pointer="/payload") from None
+    size = len(payload) if isinstance(payload, bytes) else len(payload.encode("utf-8", "surrogatepass"))
+    if size > contract.max_payload_bytes:
+        raise PayloadInvalid(
+            f"the payload has {size} bytes, this job type takes {contract.max_payload_bytes}",
+            code="payload_too_large",
+            pointer="/payload",
+        )
+    try:
+        parsed = canonical.parse(payload)
+    except canonical.JsonRefused as refused:
+        raise PayloadInvalid(refused.detail, code=refused.code, pointer="/payload" + refused.pointer) from None
+    if contract.schema:
+        _check_schema(contract, parsed.value)
+    return parsed.text, parsed.value
+
+
+@functools.lru_cache(maxsize=512)
+def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(schema))
+
+
+def _check_schema(contract: Contract, value: Any) -> None:
+    validator = _validator(json.dumps(contract.schema, sort_keys=True))
+    if validator.is_valid(value):
+        return
+    violations = [
+        {"pointer": canonical.json_pointer(["payload", *error.absolute_path]), "message": error.message[:300]}
+        for error, _ in zip(validator.iter_errors(value), range(20), strict=False)
+    ]
+    raise PayloadInvalid(
+        f"the payload breaks the contract of {contract.name!r}: {violations[0]['message']}",
+        violations=violations,
+        pointer=violations[0]["pointer"],
+    )
+
+
+def _check_numbers(item: Item) -> None:
+    if item.priority is not None and not -100 <= item.priority <= 100:
+        raise PayloadInvalid("priority is from -100 to 100", code="invalid_priority", pointer="/priority")
+    if item.max_age is not None and not 0 < item.max_age <= 365 * 86400:
+        raise PayloadInvalid("max_age is more than 0 and at most 365 days", code="invalid_max_age", pointer="/max_age_seconds")
+    if item.run_at is not None and (item.run_at.tzinfo is None or item.delay_seconds is not None):
+        raise PayloadInvalid("run_at needs a time zone and excludes delay_seconds", code="invalid_datetime", pointer="/run_at")
+    if item.group is not None and not _KEY.fullmatch(item.group):
+        raise PayloadInvalid("group is 1 to 255 visible ASCII characters", code="invalid_group", pointer="/group")
+
+
+def _key(item: Item, contract: Contract, value: Any) -> str | None:
+    key = item.dedupe_key
+    if key is None and contract.key_template:
+        try:
+            key = contract_rules.key_from_template(contract.key_template, value)
+        except contract_rules.KeyTemplateError as error:
+            raise KeyInvalid(str(error), pointer="/payload" + error.pointer) from None
+    if key is None:
+        if contract.key_required:
+            raise KeyInvalid(f"job type {contract.name!r} needs a dedupe key", pointer="/dedupe_key")
+        return None
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise KeyInvalid("a dedupe key is 1 to 255 visible ASCII characters", pointer="/dedupe_key")
+    return key

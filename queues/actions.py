@@ -1,0 +1,135 @@
+"""What people and producers do to jobs: the lifecycle's statement and its audit entry, in one transaction."""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from uuid import UUID
+
+from django.db import transaction
+
+from queues import audit, lifecycle
+from queues.models import Job
+from queues.states import REPLAYABLE, JobState, Reason, Resolution
+
+REASON_CHARACTERS: Final = 1000
+
+
+class JobNotFound(LookupError):
+    """There is no job of this id."""
+
+
+class NotCancellable(Exception):
+    """The job has another outcome already."""
+
+    def __init__(self, state: JobState) -> None:
+        super().__init__(f"the job is {state.value} and can no longer be cancelled")
+        self.state = state
+
+
+class NotReplayable(Exception):
+    """The job cannot be replayed (now). `code` for programs, `detail` for people."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelResult:
+    """What a cancel did. `effect` is possible when a run may have begun."""
+
+    state: JobState
+    requested: bool
+    effect: Literal["none", "possible"]
+    changed: bool
+
+
+def cancel_job(job_id: UUID, *, actor: str, reason: str, source: str, request_id: str = "") -> CancelResult:
+    """Cancel a waiting job, or ask a running one to stop. A repeated cancel answers the same again.
+
+    Raises: JobNotFound, NotCancellable.
+    """
+    why = Reason.PRODUCER if source == "api" else Reason.OPERATOR
+    with transaction.atomic():
+        changed = lifecycle.cancel([job_id], reason=why)
+        if changed:
+            one = changed[0]
+            _audit("job.cancelled" if one.state == JobState.CANCELLED else "job.cancel_requested", job_id, actor=actor,
+                   reason=reason, source=source, request_id=request_id, after={"state": one.state.value})  # fmt: skip
+            lifecycle.touch_board()
+            return CancelResult(
+                state=one.state,
+                requested=one.state == JobState.PROCESSING,
+                effect="possible" if one.may_have_acted else "none",
+                changed=True,
+            )
+    job = _get(job_id)
+    state = JobState(job.state)
+    if state == JobState.CANCELLED or (state == JobState.PROCESSING and job.cancel_requested):
+        return CancelResult(
+            state=state,
+            requested=state == JobState.PROCESSING,
+            effect="possible" if job.begun else "none",
+            changed=False,
+        )
+    raise NotCancellable(state)
+
+
+def replay_job(job_id: UUID, *, actor: str, reason: str, source: str, request_id: str = "") -> UUID:
+    """Accept a new job with the payload, key and idempotency key of a dead, expired or cancelled one.
+
+    Raises: JobNotFound, NotReplayable.
+    """
+    with transaction.atomic():
+        child = lifecycle.replay(job_id, by=actor)
+        if child is not None:
+            _audit("job.replayed", job_id, actor=actor, reason=reason, source=source, request_id=request_id,
+                   after={"replayed_by": str(child)})  # fmt: skip
+            lifecycle.touch_board()
+            return child
+    raise _why_not_replayed(_get(job_id))
+
+
+def _why_not_replayed(job: Job) -> NotReplayable:
+    if job.state not in REPLAYABLE:
+        return NotReplayable("not_replayable", f"the job is {job.state}; only dead, expired or cancelled jobs are replayed")
+    if job.replayed_by is not None:
+        return NotReplayable("already_replayed", f"the job was replayed as {job.replayed_by}")
+    if job.resolution != Resolution.OPEN:
+        return NotReplayable("resolved", f"the job was {job.resolution} by {job.resolved_by}")
+    if job.erased_at is not None:
+        return NotReplayable("payload_erased", "the payload of this job was erased")
+    return NotReplayable("key_moved_on", "its type is disabled, or a newer job holds its dedupe key")
+
+
+def cancel_dead_letter(job_id: UUID, *, actor: str, reason: str, source: str, request_id: str = "") -> bool:
+    """Resolve a dead letter without running it again; False when it was cancelled before.
+
+    Raises: JobNotFound, NotCancellable.
+    """
+    return _close(job_id, Resolution.CANCELLED, "dead_letter.cancelled", actor=actor, reason=reason, source=source,
+                  request_id=request_id)  # fmt: skip
+
+
+def _close(job_id: UUID, resolution: Resolution, action: str, *, actor: str, **why: Any) -> bool:
+    with transaction.atomic():
+        if lifecycle.close_dead_letters([job_id], resolution=resolution.value, by=actor):
+            _audit(action, job_id, actor=actor, after={"resolution": resolution.value}, **why)
+            lifecycle.touch_board()
+            return True
+    job = _get(job_id)
+    if job.state == JobState.DEAD and job.resolution == resolution:
+        return False
+    raise NotCancellable(JobState(job.state))
+
+
+def _get(job_id: UUID) -> Job:
+    job = Job.objects.filter(id=job_id).first()
+    if job is None:
+        raise JobNotFound(str(job_id))
+    return job
+
+
+def _audit(action: str, job_id: UUID, *, actor: str, reason: str, source: str, request_id: str, after: Any) -> None:
+    audit.record(action, actor=actor, object_type="job", object_id=str(job_id), after=after, reason=reason[:REASON_CHARACTERS],
+           source=source, request_id=request_id)  # fmt: skip

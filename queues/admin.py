@@ -1,0 +1,347 @@
+"""Contracts and tiers in the Django admin: pages, permissions, previews and history.
+
+The form is `contract_form`'s, the rules `contract_rules`', the writes `contract_versions`'. Jobs and the audit log
+are not here: the board shows them, and nobody edits them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.utils import quote, unquote
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.views.decorators.http import require_POST
+
+from queues import contract_rules, contract_versions, workers
+from queues.contract_form import ContractForm
+from queues.contract_versions import ContractChanged, ContractInvalid, Diff, JobsExist
+from queues.models import ContractRevision, JobType, Tier
+
+# Bulk deletion would go around the audit log, for whatever is registered.
+admin.site.disable_action("delete_selected")
+admin.site.site_header = "Jobsboard"
+admin.site.site_title = "Jobsboard"
+admin.site.index_title = "Settings"
+
+VIEWERS: Final = frozenset({"viewer", "operator", "owner", "admin"})
+EDITORS: Final = frozenset({"owner", "admin"})
+_HISTORY: Final = 200
+
+
+class RoleAdmin:
+    """Owners and admins edit, every role may look; a permission given by name counts as well."""
+
+    opts: Any
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._may(request, "view", VIEWERS) or self._may(request, "change", EDITORS)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._may(request, "change", EDITORS)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "add", EDITORS)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._may(request, "delete", EDITORS)
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return self.has_view_permission(request)
+
+    def _may(self, request: HttpRequest, verb: str, groups: frozenset[str]) -> bool:
+        user: Any = request.user
+        if not (user.is_active and user.is_staff):
+            return False
+        if user.has_perm(f"{self.opts.app_label}.{verb}_{self.opts.model_name}"):
+            return True
+        if not hasattr(user, "_group_names"):
+            user._group_names = set(user.groups.values_list("name", flat=True))
+        return bool(groups & user._group_names)
+
+
+def _who(request: HttpRequest) -> dict[str, Any]:
+    return {
+        "actor": request.user.get_username(),
+        "source": "admin",
+        "request_id": getattr(request, "request_id", ""),
+    }
+
+
+FIELDSETS: Final = (
+    (
+        "What it is",
+        "",
+        ("name", "description", ("owner", "runbook_url"), ("tier", "pool"), "handler", "target_url",
+         "target_secret_env", "new_secret", "remove_secret"),
+    ),
+    (
+        "Success",
+        "When a job counts as done. That a handler returned is no proof unless you say so here.",
+        ("success", "on_unconfirmed", "confirm_within_seconds", ("check_url", "check_every_seconds"),
+         "callback_secret_env"),
+    ),
+    ("Promise", "What the board measures this type by.", (("window_seconds", "target_ratio"),)),
+    (
+        "Key",
+        "One key, one business action: the same key is accepted once in its window.",
+        ("key_required", "key_template", ("dedupe_window_seconds", "provider_key_ttl_seconds")),
+    ),
+    (
+        "Retry",
+        "",
+        ("max_attempts", ("backoff", "jitter"), ("backoff_base_seconds", "backoff_cap_seconds"), "never_retry",
+         ("on_worker_lost", "poison_after"), "lease_seconds"),
+    ),
+    ("Too late", "", (("max_age_seconds", "on_stale"),)),
+    (
+        "Limits",
+        "",
+        ("priority_default", ("soft_limit_seconds", "hard_limit_seconds"), ("concurrency", "group_concurrency"),
+         ("rate_per_second", "rate_burst", "group_rate_per_second"), ("ordered", "ordered_on_failure"),
+         ("overlap", "overlap_seconds"), ("deferrable", "dependency"), ("batch_size", "canary_ratio"),
+         "probe_every_seconds"),
+    ),
+    ("Data", "", ("max_payload_bytes", "schema", "redact", ("keep_confirmed_days", "keep_other_days"))),
+    (
+        "Switches",
+        "Count at once, for waiting jobs too. They are no part of a version, and contracts sync leaves them alone.",
+        (("enabled", "paused"),),
+    ),
+)  # fmt: skip
+_FORM_ONLY: Final = frozenset({"new_secret", "remove_secret"})
+
+
+@admin.register(JobType)
+class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
+    """Reliability contracts."""
+
+    form = ContractForm
+    actions = None
+    list_display = (
+        "name",
+        "tier",
+        "handler",
+        "success",
+        "window_seconds",
+        "max_attempts",
+        "version",
+        "enabled",
+        "paused",
+    )
+    list_filter = ("tier", "handler", "success", "enabled", "paused")
+    list_select_related = ("tier",)
+    search_fields = ("name", "owner", "description")
+    ordering = ("name",)
+    save_on_top = False
+    change_form_template = "admin/queues/jobtype/change_form.html"
+    object_history_template = "admin/queues/jobtype/object_history.html"
+
+    def get_urls(self) -> list[URLPattern]:
+        restore = self.admin_site.admin_view(require_POST(self.restore_view))
+        return [
+            path("<path:object_id>/restore/", restore, name="queues_jobtype_restore"),
+            *super().get_urls(),
+        ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        return ("name",) if obj else ()
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        editing = self.has_change_permission(request, obj) if obj else True
+        return [
+            (title, {"description": text, "fields": [f for f in fields if editing or f not in _FORM_ONLY]})
+            for title, text, fields in FIELDSETS
+        ]
+
+    def changeform_view(self, request: HttpRequest, object_id: Any = None, *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            return super().changeform_view(request, object_id, *args, **kwargs)
+        except (ContractChanged, ContractInvalid, ImproperlyConfigured) as error:
+            # Somebody else was faster between the form's check and the save; the transaction is rolled back.
+            messages.error(request, f"Nothing was saved: {error}")
+            return HttpResponseRedirect(request.get_full_path())
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        form: ContractForm = context["adminform"].form
+        shown = form.instance
+        fields = contract_versions.fields_of(shown)
+        stored = bool(shown.target_secret)
+        warnings = form.findings.warnings
+        if not form.is_bound:
+            warnings = contract_rules.check(
+                {**fields, contract_versions.SECRET: stored}, live_queues=workers.slots_by_queue()
+            ).warnings
+        tier_ratio = Tier.objects.filter(pk=fields["tier"]).values_list("target_ratio", flat=True).first()
+        key, key_problem = form.key_preview() if form.is_bound else ("", "")
+        context |= {
+            "promise": contract_rules.promise_sentence(fields, tier_ratio=tier_ratio),
+            "warnings": warnings if form.is_bound or shown.pk else [],
+            "delays": [
+                (number, _seconds(low), _seconds(high))
+                for number, (low, high) in enumerate(contract_rules.next_delays(fields), start=1)
+            ],
+            "delays_past": fields["max_attempts"] - 1,
+            "key": key,
+            "key_problem": key_problem,
+            "previewing": form.previewing,
+            "secret_stored": stored,
+            "latest": ContractRevision.objects.filter(job_type_id=shown.pk or "").order_by("-version").first(),
+            "editing": self.has_change_permission(request) if kwargs.get("obj") else True,
+        }
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def save_model(self, request: HttpRequest, obj: JobType, form: Any, change: bool) -> None:
+        reason = form.cleaned_data["reason"] or "Created."
+        switches = {name: form.cleaned_data[name] for name in ("enabled", "paused")}
+        fields = form.to_save if change else {**form.to_save, **switches}
+        saved = contract_versions.save(
+            obj.pk,
+            fields,
+            reason=reason,
+            expected_version=form.cleaned_data["base_version"] if change else None,
+            **_who(request),
+        )
+        if change:
+            contract_versions.set_switch(obj.pk, reason=reason, **switches, **_who(request))
+        obj.refresh_from_db()
+        if saved.version is None:
+            messages.info(request, "The contract is as it was: no new version.")
+        else:
+            messages.info(request, f"This is version {saved.version}.")
+        for text in form.findings.warnings:
+            messages.warning(request, text)
+
+    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        """Show every version with who, when, why and what; compare two of them."""
+        obj = self.get_object(request, unquote(object_id))
+        if obj is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
+        if not self.has_view_permission(request, obj):
+            raise PermissionDenied
+        revisions = list(ContractRevision.objects.filter(job_type=obj).order_by("-version")[:_HISTORY])
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"History of {obj.name}",
+            "opts": self.opts,
+            "object": obj,
+            "module_name": "Job types",
+            "versions": [revision.version for revision in revisions],
+            "revisions": [(revision, _rows(revision.diff)) for revision in revisions],
+            "editing": self.has_change_permission(request, obj),
+            "restore_url": reverse("admin:queues_jobtype_restore", args=[quote(obj.pk)]),
+            **_comparison(request, obj.name),
+        }
+        return TemplateResponse(request, self.object_history_template, context)
+
+    def restore_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Save an old version as a new one."""
+        if not self.has_change_permission(request):
+            raise PermissionDenied
+        name = unquote(object_id)
+        reason = request.POST.get("reason", "").replace("\x00", "").strip()
+        version = _number(request.POST.get("version", ""))
+        try:
+            if not reason or len(reason) > 1000:
+                messages.error(request, "Nothing was restored: say why, in at most 1000 characters.")
+            else:
+                saved = contract_versions.restore(name, version, reason=reason, **_who(request))
+                done = f"Version {version} is back as version {saved.version}." if saved.version else "Nothing differs."
+                messages.success(request, done)
+        except ContractRevision.DoesNotExist:
+            messages.error(request, "Nothing was restored: there is no such version.")
+        except ContractInvalid as error:
+            messages.error(request, f"Nothing was restored, today's rules refuse it: {error}")
+        return HttpResponseRedirect(reverse("admin:queues_jobtype_history", args=[object_id]))
+
+    def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        name = unquote(object_id)
+        try:
+            counts = contract_versions.job_counts(name) if self.has_delete_permission(request) else None
+            if counts is not None:
+                raise JobsExist(counts)
+            return super().delete_view(request, object_id, extra_context)
+        except JobsExist as error:
+            messages.error(request, f"Not deleted. {error}")
+            return HttpResponseRedirect(reverse("admin:queues_jobtype_change", args=[object_id]))
+
+    def delete_model(self, request: HttpRequest, obj: JobType) -> None:
+        contract_versions.delete(obj.pk, reason="Deleted in the admin.", **_who(request))
+
+
+class TierForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A tier and the reason for its change."""
+
+    reason = forms.CharField(max_length=1000, widget=forms.TextInput(attrs={"size": 80}))
+
+    class Meta:
+        model = Tier
+        fields = list(contract_versions.TIER_FIELDS)
+        help_texts = {
+            "target_ratio": "Share of jobs confirmed within their window, such as 0.995; contracts may set their own.",
+            "retry_budget": "Not enforced yet: retries are not limited to a share of the work.",
+            "backlog_limit": "Open jobs above which the API answers 429.",
+        }
+
+
+@admin.register(Tier)
+class TierAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
+    """The three tiers: edited, never added or deleted."""
+
+    form = TierForm
+    actions = None
+    list_display = ("number", "name", "target_ratio", "backlog_limit")
+    ordering = ("number",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        fields = contract_versions.TIER_FIELDS
+        return (*fields, "reason") if self.has_change_permission(request, obj) else fields
+
+    def save_model(self, request: HttpRequest, obj: Tier, form: Any, change: bool) -> None:
+        fields = {name: form.cleaned_data[name] for name in contract_versions.TIER_FIELDS}
+        contract_versions.save_tier(obj.pk, fields, reason=form.cleaned_data["reason"], **_who(request))
+
+
+def _comparison(request: HttpRequest, name: str) -> dict[str, Any]:
+    a, b = _number(request.GET.get("a", "")), _number(request.GET.get("b", ""))
+    if not a or not b:
+        return {}
+    try:
+        return {"a": a, "b": b, "compared": _rows(contract_versions.compare(name, a, b))}
+    except ContractRevision.DoesNotExist:
+        return {"a": a, "b": b, "missing": True}
+
+
+def _rows(diff: Diff) -> list[tuple[str, str, str]]:
+    return [(field, _shown(pair[0]), _shown(pair[1])) for field, pair in diff.items()]
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == "":
+        return "empty"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _number(text: str) -> int:
+    """Read a version number; 0 for what is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
+def _seconds(value: float) -> str:
+    if value >= 120:
+        minutes, seconds = divmod(round(value), 60)
+        return f"{minutes}m {seconds:02d}s"
+    return f"{value:.3g}s"

@@ -1,0 +1,128 @@
+"""What kind each field of a contract is: kept by version, always current, a switch, or not enforced yet.
+
+Rules about values are in `queues.contract_rules`; the fields themselves in `queues.models.contract`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from django.db.models import Field
+
+from queues.models import JobType
+
+SWITCHES: Final = frozenset({"enabled", "paused", "paused_reason"})
+"""Never versioned, untouched by `contracts sync`, audited one by one."""
+
+VERSIONED: Final = frozenset(
+    {
+        "success",
+        "check_every_seconds",
+        "confirm_within_seconds",
+        "on_unconfirmed",
+        "window_seconds",
+        "target_ratio",
+        "max_age_seconds",
+        "on_stale",
+        "key_required",
+        "key_template",
+        "dedupe_window_seconds",
+        "provider_key_ttl_seconds",
+        "max_attempts",
+        "backoff",
+        "backoff_base_seconds",
+        "backoff_cap_seconds",
+        "jitter",
+        "never_retry",
+        "on_worker_lost",
+        "poison_after",
+        "schema",
+    }
+)
+"""A job keeps these as they were when it was accepted."""
+
+CURRENT: Final = frozenset(
+    {
+        "description",
+        "owner",
+        "runbook_url",
+        # The job's row keeps the tier that it was accepted with; only new jobs take the new one.
+        "tier",
+        "pool",
+        "handler",
+        "target_url",
+        "target_secret_env",
+        "callback_secret_env",
+        "check_url",
+        "lease_seconds",
+        "soft_limit_seconds",
+        "hard_limit_seconds",
+        "concurrency",
+        "group_concurrency",
+        "rate_per_second",
+        "rate_burst",
+        "group_rate_per_second",
+        "ordered",
+        "ordered_on_failure",
+        "overlap",
+        "overlap_seconds",
+        "priority_default",
+        "deferrable",
+        "dependency",
+        "batch_size",
+        "canary_ratio",
+        "keep_confirmed_days",
+        "keep_other_days",
+        "max_payload_bytes",
+        "redact",
+        "probe_every_seconds",
+    }
+)
+"""A change of these reaches jobs that wait already; they are in every revision all the same."""
+
+_CHECKS = "outcomes are not checked by asking the outside world yet"
+_LIMITS = "nothing stops a run that takes too long yet"
+_FLOW = "work is not limited, ordered or merged per type or group yet"
+_KEEP = "old jobs are not removed yet"
+
+NOT_ENFORCED: Final[dict[str, str]] = {
+    "callback_secret_env": "provider callbacks are not taken yet",
+    "check_url": _CHECKS,
+    "check_every_seconds": _CHECKS,
+    "confirm_within_seconds": "callbacks and checks, which this bounds, do not decide outcomes yet",
+    "provider_key_ttl_seconds": "replays are not held back by it yet; it only gives a warning here",
+    "soft_limit_seconds": _LIMITS,
+    "hard_limit_seconds": _LIMITS,
+    "concurrency": _FLOW,
+    "group_concurrency": _FLOW,
+    "rate_per_second": _FLOW,
+    "rate_burst": _FLOW,
+    "group_rate_per_second": _FLOW,
+    "ordered": _FLOW,
+    "ordered_on_failure": _FLOW,
+    "overlap": _FLOW,
+    "overlap_seconds": _FLOW,
+    "deferrable": "types are not deferred under load yet",
+    "dependency": "there are no circuit breakers yet",
+    "batch_size": "handlers get one job at a time for now",
+    "canary_ratio": "new versions are not tried on a share of jobs yet",
+    "keep_confirmed_days": _KEEP,
+    "keep_other_days": _KEEP,
+    "probe_every_seconds": "no probes are sent yet",
+}
+"""Fields whose engine is not built, each with what is missing; `tests/queues/test_contract_rules.py` lists them."""
+
+FIELDS: Final[dict[str, Field[Any, Any]]] = {
+    field.name: field for field in JobType._meta.concrete_fields if field.name in VERSIONED | CURRENT | SWITCHES
+}
+"""The model's fields by name, in the order of the model."""
+
+
+def default_of(name: str) -> Any:
+    """Return a field's default; a new list or object each time."""
+    return FIELDS[name].get_default()
+
+
+def defaults() -> dict[str, Any]:
+    """Return the whole contract of a type of which nothing was said."""
+    return {name: default_of(name) for name in FIELDS if name not in SWITCHES}

@@ -1,0 +1,169 @@
+"""Insert accepted jobs and hold their dedupe keys; everything before that is `queues.accept`'s."""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from queues.lifecycle.sql import EPOCH, delta, execute, minute
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """One job ready to be inserted: validated, hashed, with its contract's numbers."""
+
+    type: str
+    contract_version: int
+    tier: int
+    priority: int
+    payload: str
+    request_hash: bytes
+    dedupe_key: str | None
+    dedupe_window_seconds: int
+    group: str | None
+    attempt_limit: int
+    window_seconds: int
+    max_age_seconds: float
+    run_at: dt.datetime | None
+    delay_seconds: float | None
+    publish: bool
+    trace: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """A row that the statement inserted, by its position in the batch."""
+
+    position: int
+    id: UUID
+    ready: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who holds a dedupe key. `id` is None when the key was let go in the meantime."""
+
+    position: int
+    id: UUID | None
+    same_request: bool
+    state: str | None
+    evidence: Any
+    result: Any
+    let_go: bool
+
+
+# One statement when every key is new. Ids are made in request order; keys are inserted sorted, so that two batches
+# with the same keys wait for each other instead of deadlocking. A key that another transaction holds inserts nothing.
+ACCEPT = f"""
+WITH item AS MATERIALIZED (
+  SELECT i.*, jobs_uuid7() AS id, t.now AS accepted_at,
+    greatest(t.now, coalesce(i.run_at, t.now + make_interval(secs => i.delay_seconds), t.now)) AS ready_at
+  FROM unnest(%(position)s::integer[], %(type)s::text[], %(contract_version)s::integer[], %(tier)s::smallint[],
+      %(priority)s::smallint[], %(payload)s::text[], %(request_hash)s::bytea[], %(dedupe_key)s::text[],
+      %(dedupe_window_seconds)s::integer[], %(group)s::text[], %(attempt_limit)s::smallint[],
+      %(window_seconds)s::integer[], %(max_age_seconds)s::float8[], %(run_at)s::timestamptz[],
+      %(delay_seconds)s::float8[], %(publish)s::boolean[], %(trace)s::text[])
+    AS i (position, type, contract_version, tier, priority, payload, request_hash, dedupe_key, dedupe_window_seconds,
+      "group", attempt_limit, window_seconds, max_age_seconds, run_at, delay_seconds, publish, trace)
+  JOIN queues_jobtype c ON c.name = i.type AND c.enabled
+  CROSS JOIN (SELECT jobs_clock() AS now) AS t
+  ORDER BY i.position
+), held AS (
+  INSERT INTO queues_dedupekey (type, key, request_hash, job_id, accepted_at, expires_at)
+  SELECT type, dedupe_key, request_hash, id, accepted_at,
+    CASE WHEN dedupe_window_seconds > 0 THEN ready_at + make_interval(secs => dedupe_window_seconds) END
+  FROM item WHERE dedupe_key IS NOT NULL ORDER BY type, dedupe_key
+  ON CONFLICT (type, key) DO NOTHING
+  RETURNING job_id
+), moved AS (
+  INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
+    idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, due_at, expires_at, published_at,
+    root, trace)
+  SELECT i.id, i.type, i.tier, i.priority, i.contract_version, i.payload::json, i.request_hash, i.dedupe_key,
+    'jb_' || left(encode(sha256(convert_to(i.type, 'UTF8') || '\\x00'::bytea
+      || convert_to(coalesce(i.dedupe_key, i.id::text), 'UTF8')), 'hex'), 32),
+    i."group", i.attempt_limit, i.window_seconds, i.accepted_at, i.ready_at, i.ready_at,
+    i.ready_at + make_interval(secs => i.max_age_seconds),
+    CASE WHEN i.publish AND i.ready_at <= i.accepted_at THEN i.accepted_at END, i.id, i.trace::jsonb
+  FROM item i LEFT JOIN held h ON h.job_id = i.id
+  WHERE i.dedupe_key IS NULL OR h.job_id IS NOT NULL
+  RETURNING id, type, tier, accepted_at, ready_at, window_seconds
+), counted AS ({delta(
+    (EPOCH, "'open.accepted'", "-1", "1"),
+    (minute("m.accepted_at"), "'accepted'", "-1", "1"),
+    (minute("m.ready_at"), "'ready'", "-1", "1", "m.window_seconds"),
+)})
+SELECT i.position, m.id, m.ready_at <= m.accepted_at FROM moved m JOIN item i ON i.id = m.id
+"""
+
+# A new snapshot: in the statement above the loser of a race sees nothing of the winner.
+HOLDERS = """
+SELECT i.position, k.job_id, k.request_hash = i.request_hash, j.state, j.evidence, j.result,
+  coalesce(k.expires_at <= jobs_now() AND coalesce(j.state, 'expired') IN
+    ('confirmed', 'dead', 'expired', 'cancelled'), false)
+FROM unnest(%(position)s::integer[], %(type)s::text[], %(dedupe_key)s::text[], %(request_hash)s::bytea[])
+  AS i (position, type, dedupe_key, request_hash)
+LEFT JOIN queues_dedupekey k ON k.type = i.type AND k.key = i.dedupe_key
+LEFT JOIN queues_job j ON j.id = k.job_id
+"""
+
+LET_GO = """
+DELETE FROM queues_dedupekey k USING (
+  SELECT k.type, k.key FROM queues_dedupekey k
+  JOIN unnest(%(type)s::text[], %(dedupe_key)s::text[], %(holder)s::uuid[]) AS i (type, key, holder)
+    ON k.type = i.type AND k.key = i.key AND k.job_id = i.holder
+  WHERE k.expires_at <= jobs_now() ORDER BY k.type, k.key FOR UPDATE OF k
+) AS gone WHERE k.type = gone.type AND k.key = gone.key
+"""
+
+DUPLICATES = """
+INSERT INTO queues_outcomedelta (at, type, tier, measure, n)
+SELECT date_trunc('minute', jobs_clock()), i.type, c.tier_id, 'duplicates', i.n
+FROM unnest(%(type)s::text[], %(n)s::integer[]) AS i (type, n) JOIN queues_jobtype c ON c.name = i.type
+"""
+
+_COLUMNS = (
+    "type", "contract_version", "tier", "priority", "payload", "request_hash", "dedupe_key", "dedupe_window_seconds",
+    "group", "attempt_limit", "window_seconds", "max_age_seconds", "run_at", "delay_seconds", "publish", "trace",
+)  # fmt: skip
+
+
+def insert(jobs: Sequence[tuple[int, NewJob]]) -> list[Accepted]:
+    """Insert jobs by position. A position that does not come back is a duplicate or its type is disabled.
+
+    Raises: OperationalError with 55P03 when an uncommitted holder of a key kept the statement waiting too long.
+    """
+    params: dict[str, Any] = {name: [getattr(job, name) for _, job in jobs] for name in _COLUMNS}
+    params["position"] = [position for position, _ in jobs]
+    return [Accepted(position=p, id=i, ready=r) for p, i, r in execute(ACCEPT, params)]
+
+
+def holders(jobs: Sequence[tuple[int, NewJob]]) -> list[Holder]:
+    """Say who holds the keys of these jobs, as of a new snapshot."""
+    rows = execute(
+        HOLDERS,
+        {
+            "position": [position for position, _ in jobs],
+            "type": [job.type for _, job in jobs],
+            "dedupe_key": [job.dedupe_key for _, job in jobs],
+            "request_hash": [job.request_hash for _, job in jobs],
+        },
+    )
+    return [
+        Holder(position=p, id=i, same_request=bool(same), state=s, evidence=e, result=r, let_go=gone)
+        for p, i, same, s, e, r, gone in rows
+    ]
+
+
+def let_go(keys: Sequence[tuple[str, str, UUID]]) -> None:
+    """Release keys (type, key, observed holder) whose window has passed and whose job has settled."""
+    execute(
+        LET_GO,
+        {"type": [k[0] for k in keys], "dedupe_key": [k[1] for k in keys], "holder": [k[2] for k in keys]},
+    )
+
+
+def count_duplicates(types: dict[str, int]) -> None:
+    """Count accepts that were answered with the job they already had."""
+    execute(DUPLICATES, {"type": sorted(types), "n": [types[name] for name in sorted(types)]})

@@ -1,0 +1,129 @@
+"""Claim due jobs for a run, publish them to workers, extend their leases."""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from queues.lifecycle.sql import EPOCH, delta, execute, minute
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One claim of a job: it holds the lease until it is finished, released or lost."""
+
+    id: UUID
+    fence: int
+    type: str
+    contract_version: int
+    attempt: int
+    begun: int
+    payload: str
+    idempotency_key: str
+    group: str | None
+    accepted_at: dt.datetime
+    expires_at: dt.datetime
+    failures: list[dict[str, Any]]
+    probe: bool
+    trace: dict[str, str] | None
+    lease_seconds: int
+
+
+# Locked in id order; a row that somebody else has locked is somebody else's, the stage comes again for it.
+CLAIM = f"""
+WITH hit AS MATERIALIZED (
+  SELECT j.id, j.state AS was, c.lease_seconds FROM queues_job j JOIN queues_jobtype c ON c.name = j.type
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state IN ('accepted', 'retrying') AND j.due_at <= jobs_now()
+    AND j.expires_at > jobs_now() AND NOT c.paused AND (NOT j.alone OR %(alone)s)
+  ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
+), moved AS (
+  UPDATE queues_job j SET state = 'processing', fence = j.fence + 1, attempt = j.attempt + 1, begun = j.begun + 1,
+    alone = %(alone)s, worker = %(worker)s, started_at = jobs_clock(), finished_at = NULL,
+    due_at = jobs_clock() + make_interval(secs => h.lease_seconds)
+  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
+  RETURNING j.id, j.fence, j.type, j.contract_version, j.attempt, j.begun, j.payload::text, j.idempotency_key,
+    j."group", j.accepted_at, j.expires_at, j.failures, j.probe, j.trace, h.lease_seconds, h.was, j.tier, j.started_at
+), counted AS ({delta(
+    (EPOCH, "'open.' || m.was", "-1", "-1"),
+    (EPOCH, "'open.processing'", "-1", "1"),
+    (minute("m.started_at"), "'runs'", "-1", "1"),
+)})
+SELECT id, fence, type, contract_version, attempt, begun, payload, idempotency_key, "group", accepted_at, expires_at,
+  failures, probe, trace, lease_seconds
+FROM moved ORDER BY id
+"""
+
+HEARTBEAT = """
+WITH item AS (SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fence)),
+hit AS (
+  SELECT j.id FROM queues_job j JOIN item i ON i.id = j.id AND i.fence = j.fence
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state = 'processing' ORDER BY j.id FOR UPDATE OF j
+)
+UPDATE queues_job j SET due_at = jobs_clock() + make_interval(secs => c.lease_seconds)
+FROM hit, queues_jobtype c WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = hit.id AND c.name = j.type
+RETURNING j.id, j.fence, j.cancel_requested
+"""
+
+# Which work a claim would take now, a bounded number from each type, best first.
+STAGEABLE = """
+SELECT w.type, j.id, j.alone FROM unnest(%(tiers)s::smallint[], %(types)s::text[], %(limits)s::integer[])
+  AS w (tier, type, n)
+CROSS JOIN LATERAL (
+  SELECT j.id, j.alone, j.priority, j.due_at FROM queues_job j
+  WHERE j.state IN ('accepted', 'retrying') AND j.tier = w.tier AND j.type = w.type AND j.due_at <= jobs_now()
+    AND j.expires_at > jobs_now()
+    AND (j.published_at IS NULL OR j.published_at < greatest(j.due_at, jobs_now() - make_interval(secs => 10)))
+  ORDER BY j.priority DESC, j.due_at LIMIT w.n
+) AS j
+ORDER BY w.type, j.priority DESC, j.due_at
+"""
+
+PUBLISHED = """
+WITH hit AS (
+  SELECT j.id FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state IN ('accepted', 'retrying')
+    AND (j.published_at IS NULL OR j.published_at < greatest(j.due_at, jobs_now() - make_interval(secs => 10)))
+  ORDER BY j.id FOR UPDATE SKIP LOCKED
+)
+UPDATE queues_job j SET published_at = jobs_clock() FROM hit WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = hit.id
+RETURNING j.id
+"""
+
+UNPUBLISHED = """
+WITH hit AS (
+  SELECT j.id FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state IN ('accepted', 'retrying')
+  ORDER BY j.id FOR UPDATE SKIP LOCKED
+)
+UPDATE queues_job j SET published_at = NULL FROM hit WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = hit.id
+"""
+
+
+def claim(ids: Sequence[UUID], *, worker: str) -> list[Run]:
+    """Start a run of each job that is due; the others are not named, since nothing was promised for them."""
+    rows = execute(CLAIM, {"ids": list(ids), "alone": len(ids) == 1, "worker": worker})
+    return [Run(*row) for row in rows]
+
+
+def heartbeat(runs: Sequence[tuple[UUID, int]]) -> dict[tuple[UUID, int], bool]:
+    """Extend the leases of (id, fence) pairs in hand. Shape: the pairs that still hold → cancel requested."""
+    ids, fences = [run[0] for run in runs], [run[1] for run in runs]
+    return {(i, fence): cancel for i, fence, cancel in execute(HEARTBEAT, {"ids": ids, "fences": fences})}
+
+
+def stageable(walk: Sequence[tuple[int, str, int]]) -> dict[str, list[tuple[UUID, bool]]]:
+    """Return due work by type: (id, must run alone), for each (tier, type, limit)."""
+    found: dict[str, list[tuple[UUID, bool]]] = {}
+    params = {"tiers": [w[0] for w in walk], "types": [w[1] for w in walk], "limits": [w[2] for w in walk]}
+    for name, job_id, alone in execute(STAGEABLE, params):
+        found.setdefault(name, []).append((job_id, alone))
+    return found
+
+
+def mark_published(ids: Sequence[UUID]) -> set[UUID]:
+    """Note that hints are about to be sent; returns those that no other scheduler took."""
+    return {row[0] for row in execute(PUBLISHED, {"ids": list(ids)})}
+
+
+def mark_unpublished(ids: Sequence[UUID]) -> None:
+    """Take the note back after the broker refused the hints."""
+    execute(UNPUBLISHED, {"ids": list(ids)})

@@ -1,0 +1,110 @@
+"""What a person or a producer does to a job: cancel it, replay it, close its dead letter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from queues.lifecycle.settle import SETTLED_ROWS
+from queues.lifecycle.sql import EPOCH, delta, execute, minute
+from queues.states import JobState, Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cancelled:
+    """What a cancel did to one job. `may_have_acted`: a run may have begun."""
+
+    id: UUID
+    state: JobState
+    may_have_acted: bool
+
+
+CANCEL = f"""
+WITH hit AS MATERIALIZED (
+  SELECT j.id, j.state AS was, now.at AS now FROM queues_job j CROSS JOIN (SELECT jobs_clock() AS at) AS now
+  WHERE j.id = ANY(%(ids)s::uuid[])
+    AND (j.state IN ('accepted', 'retrying', 'awaiting_confirmation')
+      OR (j.state = 'processing' AND NOT j.cancel_requested))
+  ORDER BY j.id FOR UPDATE OF j
+), changed AS (
+  UPDATE queues_job j SET cancel_requested = true,
+    state = CASE h.was WHEN 'processing' THEN 'processing' ELSE 'cancelled' END,
+    due_at = CASE h.was WHEN 'processing' THEN j.due_at END,
+    settled_at = CASE h.was WHEN 'processing' THEN NULL ELSE h.now END,
+    reason = CASE h.was WHEN 'processing' THEN NULL ELSE %(reason)s END,
+    resolution = CASE h.was WHEN 'processing' THEN NULL ELSE 'open' END
+  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
+  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.begun, j.probe,
+    j.replay_of IS NULL AND NOT j.probe AS cohort, h.was
+), moved AS (SELECT * FROM changed WHERE state = 'cancelled'),
+counted AS ({delta(*SETTLED_ROWS)})
+SELECT id, state, begun > 0 FROM changed
+"""
+
+CLOSE = f"""
+WITH hit AS MATERIALIZED (
+  SELECT j.id FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state = 'dead' AND j.resolution = 'open'
+  ORDER BY j.id FOR UPDATE OF j
+), moved AS (
+  UPDATE queues_job j SET resolution = %(resolution)s, resolved_at = jobs_clock(), resolved_by = %(by)s
+  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id RETURNING j.id, j.type, j.tier
+), counted AS ({delta((EPOCH, "'open.dead'", "-1", "-1"))})
+SELECT id FROM moved
+"""
+
+# Mark the parent (only once, only the newest of its lineage), move the key while it still points to the parent, insert
+# the child: all or nothing. The key keeps its first hash and the child its parent's idempotency key, so that the
+# producer's own retries and the provider still recognise the action.
+REPLAY = f"""
+WITH parent AS MATERIALIZED (
+  SELECT j.*, jobs_uuid7() AS child, now.at AS now, c.version, c.tier_id, c.max_attempts, c.window_seconds AS promise,
+    c.max_age_seconds
+  FROM queues_job j JOIN queues_jobtype c ON c.name = j.type CROSS JOIN (SELECT jobs_clock() AS at) AS now
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state IN ('dead', 'expired', 'cancelled') AND j.replayed_by IS NULL
+    AND j.resolution = 'open' AND j.erased_at IS NULL AND c.enabled
+  FOR UPDATE OF j
+), key AS (
+  UPDATE queues_dedupekey k SET job_id = p.child FROM parent p
+  WHERE k.type = p.type AND k.key = p.dedupe_key AND k.job_id = p.id RETURNING k.job_id
+), marked AS (
+  UPDATE queues_job j SET replayed_by = p.child, resolution = 'replayed', resolved_at = p.now, resolved_by = %(by)s
+  FROM parent p LEFT JOIN key ON key.job_id = p.child
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = p.id AND (p.dedupe_key IS NULL OR key.job_id IS NOT NULL)
+  RETURNING j.id, j.type, j.tier, j.state
+), child AS (
+  INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
+    idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, due_at, expires_at, root, replay_of,
+    begun, trace)
+  SELECT p.child, p.type, p.tier_id, p.priority, p.version, p.payload, p.request_hash, p.dedupe_key,
+    p.idempotency_key, p."group", p.max_attempts, p.promise, p.now, p.now, p.now,
+    p.now + make_interval(secs => p.max_age_seconds), p.root, p.id, p.begun, p.trace
+  FROM parent p JOIN marked ON marked.id = p.id
+  RETURNING id, type, tier, accepted_at
+), moved AS (
+  SELECT type, tier, CASE state WHEN 'dead' THEN -1 ELSE 0 END AS dead, 0 AS born, NULL::timestamptz AS at FROM marked
+  UNION ALL SELECT type, tier, 0, 1, accepted_at FROM child
+), counted AS ({delta(
+    (EPOCH, "'open.dead'", "-1", "m.dead"),
+    (EPOCH, "'open.accepted'", "-1", "m.born"),
+    (minute("m.at"), "'replayed'", "-1", "m.born"),
+)})
+SELECT id FROM child
+"""
+
+
+def cancel(ids: Sequence[UUID], *, reason: Reason) -> list[Cancelled]:
+    """Cancel waiting jobs and ask running ones to stop. A job that does not come back was settled or asked before."""
+    rows = execute(CANCEL, {"ids": list(ids), "reason": reason.value})
+    return [Cancelled(id=i, state=JobState(state), may_have_acted=acted) for i, state, acted in rows]
+
+
+def close_dead_letters(ids: Sequence[UUID], *, resolution: str, by: str) -> set[UUID]:
+    """Resolve open dead letters without running them again; returns those that were still open."""
+    rows: list[tuple[Any, ...]] = execute(CLOSE, {"ids": list(ids), "resolution": resolution, "by": by})
+    return {row[0] for row in rows}
+
+
+def replay(job_id: UUID, *, by: str) -> UUID | None:
+    """Accept the child of a dead, expired or cancelled job; None when somebody was faster or its key moved on."""
+    rows = execute(REPLAY, {"ids": [job_id], "by": by})
+    return rows[0][0] if rows else None

@@ -1,0 +1,96 @@
+"""Move jobs that nobody holds any more: rescue lost runs, expire what is too old."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from queues.lifecycle.settle import SETTLED_ROWS
+from queues.lifecycle.sql import delta, execute, minute
+from queues.states import JobState
+
+# The contract of the job's own version; a version without a snapshot falls back to the newest one.
+_POLICY = """
+  JOIN queues_jobtype c ON c.name = j.type
+  LEFT JOIN queues_contractrevision r ON r.job_type_id = j.type AND r.version = j.contract_version
+"""
+
+LOST = "SELECT id FROM queues_job WHERE state = 'processing' AND due_at < jobs_now() ORDER BY due_at LIMIT %(limit)s"
+
+# A lost run costs a crash, not an attempt. Only a run that was alone in its chunk counts towards poison: its
+# neighbours may have killed the others. The next run of a lost job is alone, so that the culprit is found.
+RESCUE = f"""
+WITH named AS (SELECT * FROM unnest(%(dead)s::uuid[], %(fences)s::integer[]) AS n (id, fence)),
+hit AS MATERIALIZED (
+  SELECT j.id, j.alone, now.at AS now, j.attempt, j.started_at, j.worker, CASE
+      WHEN j.evidence IS NOT NULL THEN 'confirmed'
+      WHEN j.cancel_requested THEN 'cancelled'
+      WHEN coalesce(r.fields ->> 'on_worker_lost', c.on_worker_lost) = 'dead' THEN 'dead'
+      WHEN j.crashes + j.alone::integer >= coalesce((r.fields ->> 'poison_after')::integer, c.poison_after) THEN 'dead'
+      ELSE 'retrying' END AS state
+  FROM queues_job j {_POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state = 'processing'
+    AND (j.due_at < jobs_now() OR (j.id, j.fence) IN (SELECT id, fence FROM named))
+  ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
+), moved AS (
+  UPDATE queues_job j SET state = h.state, crashes = j.crashes + h.alone::integer, attempt = j.attempt - 1,
+    alone = h.state = 'retrying', finished_at = h.now,
+    due_at = CASE h.state WHEN 'retrying' THEN h.now END,
+    settled_at = CASE WHEN h.state <> 'retrying' THEN h.now END,
+    reason = CASE h.state WHEN 'dead' THEN 'poison' WHEN 'cancelled' THEN 'operator' END,
+    resolution = CASE WHEN h.state IN ('dead', 'cancelled') THEN 'open' END,
+    failures = j.failures || jsonb_build_object('error_class', 'WorkerLost', 'message',
+      'the process that ran this job is gone; whether the work happened is not known', 'attempt', h.attempt,
+      'started_at', h.started_at, 'finished_at', h.now, 'worker', h.worker)
+  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
+  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at, j.window_seconds,
+    j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort, 'processing' AS was
+), counted AS ({delta(*SETTLED_ROWS, (minute("m.finished_at"), "'lost'", "-1", "1"))})
+SELECT id, state FROM moved
+"""
+
+STALE = """
+SELECT id FROM queues_job WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation')
+  AND expires_at <= jobs_now() ORDER BY expires_at LIMIT %(limit)s
+"""
+
+EXPIRE = f"""
+WITH hit AS MATERIALIZED (
+  SELECT j.id, j.state AS was, now.at AS now, CASE
+      WHEN j.state = 'awaiting_confirmation' THEN 'dead'
+      WHEN coalesce(r.fields ->> 'on_stale', c.on_stale) = 'dead' THEN 'dead' ELSE 'expired' END AS state
+  FROM queues_job j {_POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state IN ('accepted', 'retrying', 'awaiting_confirmation')
+    AND j.expires_at <= jobs_now()
+  ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
+), moved AS (
+  UPDATE queues_job j SET state = h.state, due_at = NULL, settled_at = h.now, resolution = 'open',
+    reason = CASE h.was WHEN 'awaiting_confirmation' THEN 'unconfirmed' ELSE 'stale' END
+  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
+  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
+    j.replay_of IS NULL AND NOT j.probe AS cohort, h.was
+), counted AS ({delta(*SETTLED_ROWS)})
+SELECT id, state FROM moved
+"""
+
+
+def lost(*, limit: int) -> list[UUID]:
+    """Return jobs whose lease ran out, longest ago first."""
+    return [row[0] for row in execute(LOST, {"limit": limit})]
+
+
+def rescue(ids: Sequence[UUID], *, dead_runs: Sequence[tuple[UUID, int]] = ()) -> dict[UUID, JobState]:
+    """Give up runs whose lease ran out, and those (id, fence) pairs whose process is known to be dead."""
+    rows = execute(
+        RESCUE,
+        {"ids": list(ids), "dead": [run[0] for run in dead_runs], "fences": [run[1] for run in dead_runs]},
+    )
+    return {job_id: JobState(state) for job_id, state in rows}
+
+
+def stale(*, limit: int) -> list[UUID]:
+    """Return waiting jobs past their max age."""
+    return [row[0] for row in execute(STALE, {"limit": limit})]
+
+
+def expire(ids: Sequence[UUID]) -> dict[UUID, JobState]:
+    """End jobs past their max age, as their contract says."""
+    return {job_id: JobState(state) for job_id, state in execute(EXPIRE, {"ids": list(ids)})}

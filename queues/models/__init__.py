@@ -1,0 +1,22 @@
+"""Fields, constraints and read-side filters; statements that write jobs are in `queues.lifecycle`."""
+
+from queues.models.contract import ContractRevision, JobType, Tier
+from queues.models.job import DedupeKey, Job, JobQuerySet
+from queues.models.outcome import BoardVersion, OutcomeDelta, OutcomeHistogram, OutcomeRollup, StateCount
+from queues.models.worker import AuditEntry, WorkerProcess
+
+__all__ = [
+    "AuditEntry",
+    "BoardVersion",
+    "ContractRevision",
+    "DedupeKey",
+    "Job",
+    "JobQuerySet",
+    "JobType",
+    "OutcomeDelta",
+    "OutcomeHistogram",
+    "OutcomeRollup",
+    "StateCount",
+    "Tier",
+    "WorkerProcess",
+]

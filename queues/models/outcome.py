@@ -1,0 +1,93 @@
+"""Deltas that transitions write and the rollups that the fold makes of them; read by `queues.outcomes`."""
+
+from django.db import models
+from django.db.models.functions import Now
+
+
+class OutcomeDelta(models.Model):
+    """A change of counts, written by the statement that caused it and deleted by the fold that sums it.
+
+    Shape: measure is a column of OutcomeRollup, `lag`, `run` or `dead` with a bucket, or `open.<state>`.
+    """
+
+    at = models.DateTimeField()
+    type = models.CharField(max_length=64, db_collation="C")
+    tier = models.SmallIntegerField()
+    measure = models.CharField(max_length=32, db_collation="C")
+    bucket = models.SmallIntegerField(default=-1)
+    n = models.IntegerField()
+    window_seconds = models.IntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.measure} {self.n:+d} {self.type}"
+
+
+class OutcomeRollup(models.Model):
+    """Counts of one type in one minute, hour or day.
+
+    `ready`, `in_window` and `excluded` belong to the cohort that became ready in that time; the others are
+    counted when they happened. The ratio of a cohort is in_window / (ready - excluded), once its window passed.
+    """
+
+    pk = models.CompositePrimaryKey("grain", "at", "type", "tier")
+    grain = models.CharField(max_length=6, db_collation="C", choices=[(g, g) for g in ("minute", "hour", "day")])
+    at = models.DateTimeField()
+    type = models.CharField(max_length=64, db_collation="C")
+    tier = models.SmallIntegerField()
+    window_seconds = models.IntegerField(default=0)
+    ready = models.BigIntegerField(default=0)
+    in_window = models.BigIntegerField(default=0)
+    excluded = models.BigIntegerField(default=0)
+    accepted = models.BigIntegerField(default=0)
+    duplicates = models.BigIntegerField(default=0)
+    confirmed = models.BigIntegerField(default=0)
+    dead = models.BigIntegerField(default=0)
+    expired = models.BigIntegerField(default=0)
+    cancelled = models.BigIntegerField(default=0)
+    replayed = models.BigIntegerField(default=0)
+    runs = models.BigIntegerField(default=0)
+    failed = models.BigIntegerField(default=0)
+    lost = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.grain} {self.at:%F %R} {self.type}"
+
+
+class OutcomeHistogram(models.Model):
+    """Sparse buckets of one measure (`lag`, `run`: queues.histogram; `dead`: states.REASON_CODES)."""
+
+    pk = models.CompositePrimaryKey("grain", "at", "type", "tier", "measure", "bucket")
+    grain = models.CharField(max_length=6, db_collation="C")
+    at = models.DateTimeField()
+    type = models.CharField(max_length=64, db_collation="C")
+    tier = models.SmallIntegerField()
+    measure = models.CharField(max_length=8, db_collation="C")
+    bucket = models.SmallIntegerField()
+    n = models.BigIntegerField()
+
+    def __str__(self) -> str:
+        return f"{self.measure}[{self.bucket}] {self.type}"
+
+
+class StateCount(models.Model):
+    """How many jobs of a type are in an open state now, and how many dead letters are unresolved, as far as folded."""
+
+    pk = models.CompositePrimaryKey("type", "tier", "state")
+    type = models.CharField(max_length=64, db_collation="C")
+    tier = models.SmallIntegerField()
+    state = models.CharField(max_length=21, db_collation="C")
+    n = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.state} {self.n}"
+
+
+class BoardVersion(models.Model):
+    """One row whose number rises when a page could look different: polls that saw it get 304."""
+
+    id = models.SmallIntegerField(primary_key=True)
+    n = models.BigIntegerField(default=0)
+    at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return str(self.n)

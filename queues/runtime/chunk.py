@@ -1,0 +1,220 @@
+"""Run the jobs of one hint: claim them, run their bodies one by one, write each end soon after it ended.
+
+Members of a chunk do not share a fate: an end waits at most FINISH_SECONDS for its neighbours, and a member that has
+not begun after BEGIN_SECONDS is released unspent, even while a body blocks. What a handler does is `execute`'s.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+from django.db import DataError, InterfaceError, OperationalError, connection
+
+from queues import lifecycle
+from queues.handlers import JobContext
+from queues.lifecycle import End, Run
+from queues.runtime import leases
+from queues.runtime.execute import execute, released
+from queues.runtime.leases import LeaseTable, Slot
+
+log = logging.getLogger(__name__)
+
+FINISH_SECONDS: Final = 0.05
+BEGIN_SECONDS: Final = 0.25
+_POLL_SECONDS: Final = 0.02
+
+
+class Chunk:
+    """The runs of one claim and how far they got. The runner's thread and the finisher both take from it."""
+
+    def __init__(self, runs: Sequence[Run], slot: Slot, *, claimed_at: float) -> None:
+        self.slot = slot
+        self.claimed_at = claimed_at
+        self.lease_ends = claimed_at + min(run.lease_seconds for run in runs)
+        self._lock = threading.Lock()
+        self._waiting = deque(runs)
+        self._ended: list[End] = []
+        self._oldest_end = 0.0
+        self._alone = len(runs) == 1
+
+    def begin(self, *, draining: bool) -> Run | None:
+        """Take the next member to run; None when there is none, or too late, or the worker drains."""
+        with self._lock:
+            if not self._waiting or draining or self._too_late():
+                return None
+            return self._waiting.popleft()
+
+    def end(self, end: End) -> None:
+        """Keep the end of a body until it is written."""
+        with self._lock:
+            if not self._ended:
+                self._oldest_end = leases.now()
+            self._ended.append(end)
+
+    def take_due(self, *, draining: bool) -> list[End]:
+        """Take the ends that waited long enough and the members that may not begin any more."""
+        with self._lock:
+            due: list[End] = []
+            if self._ended and leases.now() - self._oldest_end >= FINISH_SECONDS:
+                due, self._ended = self._ended, []
+            if self._waiting and (draining or self._too_late()):
+                due += [released(run) for run in self._waiting]
+                self._waiting.clear()
+            return due
+
+    def take_all(self) -> list[End]:
+        """Take everything that is left: ends, and members that never began."""
+        with self._lock:
+            rest = self._ended + [released(run) for run in self._waiting]
+            self._ended = []
+            self._waiting.clear()
+            return rest
+
+    def _too_late(self) -> bool:
+        # A single job has no neighbour that could be kept waiting by it.
+        return not self._alone and leases.now() - self.claimed_at > BEGIN_SECONDS
+
+
+class Runner:
+    """What one process needs to run chunks: its name, its part of the lease map, the finisher thread."""
+
+    def __init__(self, table: LeaseTable, *, node: str) -> None:
+        self.table = table
+        self.incarnation = f"{node}/{os.getpid()}.{int(time.monotonic() * 1000) % 10**7}"
+        self._slots = threading.local()
+        self._chunks: set[Chunk] = set()
+        self._lock = threading.Lock()
+        self._work = threading.Event()
+        threading.Thread(target=self._finisher, name="finisher", daemon=True).start()
+
+    def run(self, ids: Sequence[UUID]) -> int:
+        """Claim and run what is due of these ids; returns how many bodies ran."""
+        if self.table.draining:
+            return 0
+        since = leases.now()
+        runs = lifecycle.claim(ids[: leases.ENTRIES], worker=self.incarnation)
+        if not runs:
+            return 0
+        slot = self._slot()
+        for run in runs:
+            slot.hold(run.id, run.fence, run.lease_seconds, since=since)
+        chunk = Chunk(runs, slot, claimed_at=since)
+        self._watch(chunk)
+        done = 0
+        try:
+            while (run_now := chunk.begin(draining=self.table.draining)) is not None:
+                chunk.end(execute(run_now, self._context(run_now, slot)))
+                done += 1
+        finally:
+            with self._lock:
+                self._chunks.discard(chunk)
+            self._write(chunk.take_all(), chunk)
+        return done
+
+    def _slot(self) -> Slot:
+        slot: Slot | None = getattr(self._slots, "slot", None)
+        if slot is None:
+            slot = self._slots.slot = self.table.take_slot()
+        return slot
+
+    def _watch(self, chunk: Chunk) -> None:
+        with self._lock:
+            self._chunks.add(chunk)
+        self._work.set()
+
+    def _finisher(self) -> None:
+        """Write what bodies must not hold up. It has a database connection of its own."""
+        while True:
+            self._work.wait()
+            with self._lock:
+                chunks = list(self._chunks)
+                if not chunks:
+                    self._work.clear()
+                    continue
+            for chunk in chunks:
+                due = chunk.take_due(draining=self.table.draining)
+                if due:
+                    try:
+                        self._write(due, chunk)
+                    except Exception:  # the thread must live; what it could not write is rescued by its lease
+                        log.exception("finisher: ends could not be written")
+            threading.Event().wait(_POLL_SECONDS)
+
+    def _write(self, ends: list[End], chunk: Chunk) -> None:
+        if not ends:
+            return
+        written = write_ends(ends, give_up_at=chunk.lease_ends + _held_longer(chunk))
+        for end in ends:
+            chunk.slot.drop(end.id, end.fence)
+        missing = [end for end in ends if (end.id, end.fence) not in written]
+        if missing:
+            log.warning("%d ends were superseded, first job %s fence %d", len(missing), missing[0].id, missing[0].fence)
+
+    @staticmethod
+    def _context(run: Run, slot: Slot) -> JobContext:
+        return JobContext(
+            id=run.id,
+            type=run.type,
+            run=run.fence,
+            attempt=run.attempt,
+            payload_text=run.payload,
+            idempotency_key=run.idempotency_key,
+            group=run.group,
+            accepted_at=run.accepted_at,
+            deadline=run.expires_at,
+            maybe_duplicate=run.begun > 1,
+            previous_attempts=run.failures,
+            probe=run.probe,
+            trace=run.trace,
+            _cancelled=lambda: slot.told_to_stop(run.id, run.fence),
+        )
+
+
+def _held_longer(chunk: Chunk) -> float:
+    """How much longer than the first lease a chunk is still ours: the heartbeat renewed it while bodies ran."""
+    return max(0.0, leases.now() - chunk.claimed_at)
+
+
+def write_ends(ends: Sequence[End], *, give_up_at: float) -> set[tuple[UUID, int]]:
+    """Settle a batch, trying again while the leases may still hold. Shape: the (id, fence) pairs that were written.
+
+    A commit whose answer got lost is written a second time; the fence makes that harmless.
+    """
+    pause = 0.05
+    while True:
+        try:
+            return set(lifecycle.settle(ends))
+        except DataError as error:
+            # One bad value must not hold its neighbours: write them alone, and the bad one without its data.
+            connection.close()
+            if len(ends) == 1:
+                log.error("job %s: its end has data that PostgreSQL refuses: %s", ends[0].id, error)
+                return set(lifecycle.settle([_without_data(ends[0], error)]))
+            return set().union(*(write_ends([end], give_up_at=give_up_at) for end in ends))
+        except (OperationalError, InterfaceError) as error:
+            connection.close()
+            if leases.now() + pause >= give_up_at:
+                log.error("%d ends are given up, their leases run out: %s", len(ends), error)
+                return set()
+            threading.Event().wait(pause)
+            pause = min(pause * 2, 1.0)
+
+
+def _without_data(end: End, error: Exception) -> End:
+    note = {"error_class": "DataError", "message": f"the end of this run could not be stored: {error}"[:500]}
+    return End(
+        id=end.id, fence=end.fence, verdict=end.verdict, reason=end.reason, retry_in=end.retry_in, seconds=end.seconds,
+        on_stale=end.on_stale, failure=note if end.failure else None, fingerprint=end.fingerprint,
+        evidence={"kind": (end.evidence or {}).get("kind"), "ref": "(not storable)", "late": False} if end.evidence else None,
+    )  # fmt: skip
+
+
+def node_name() -> str:
+    """Return the host's name, as it stands in `worker`."""
+    return socket.gethostname()[:100]

@@ -1,0 +1,17 @@
+"""The scheduler: one service a file, each a short guarded statement or two, run by `manage.py scheduler`."""
+
+from queues.scheduler import expire, housekeeping, rescue, rollup
+from queues.scheduler.service import Service, register, registered, run_forever
+from queues.scheduler.stage import Stage
+
+
+def register_services() -> None:
+    """Register the services of `queues`."""
+    register(Service(name="stage", every_seconds=0.1, run_once=Stage().run_once))
+    register(Service(name="rescue", every_seconds=1.0, run_once=rescue.run_once))
+    register(Service(name="expire", every_seconds=1.0, run_once=expire.run_once))
+    register(Service(name="rollup", every_seconds=1.0, run_once=rollup.run_once))
+    register(Service(name="housekeeping", every_seconds=600.0, run_once=housekeeping.run_once))
+
+
+__all__ = ["Service", "register", "register_services", "registered", "run_forever"]

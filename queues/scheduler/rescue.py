@@ -1,0 +1,20 @@
+"""Give up runs whose lease ran out: their process is dead, cut off or frozen."""
+
+import logging
+from typing import Final
+
+from queues import lifecycle
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 500
+
+
+def run_once() -> bool:
+    """Rescue one batch."""
+    ids = lifecycle.lost(limit=BATCH)
+    if not ids:
+        return False
+    moved = lifecycle.rescue(ids)
+    log.warning("rescued %d runs whose lease ran out", len(moved))
+    return len(ids) == BATCH and bool(moved)

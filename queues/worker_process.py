@@ -1,0 +1,99 @@
+"""How a Celery worker becomes ours: lease map and heartbeat process before the pool forks, a runner in each body's
+process, draining on SIGTERM. Connected to Celery's signals by `QueuesConfig.ready`."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from celery import signals
+from django.conf import settings
+from django.db import close_old_connections, connections
+
+from queues import broker, handlers
+from queues.runtime.chunk import Runner, node_name
+from queues.runtime.leases import LeaseTable
+
+log = logging.getLogger(__name__)
+
+
+class _Worker:
+    """State of this process, inherited by forked bodies as far as it is shared."""
+
+    table: LeaseTable | None = None
+    runner: Runner | None = None
+    heart: "subprocess.Popen[bytes] | None" = None
+    lock = threading.Lock()
+
+
+def runner() -> Runner:
+    """Return this process's runner; outside a worker (tests, `run_pending`) one with a map of its own."""
+    with _Worker.lock:
+        if _Worker.runner is None:
+            if _Worker.table is None:
+                _Worker.table = LeaseTable()
+            _Worker.runner = Runner(_Worker.table, node=node_name())
+        return _Worker.runner
+
+
+def connect() -> None:
+    """Connect the receivers; called once, when the application is ready."""
+    signals.celeryd_after_setup.connect(_start_heart, weak=False)
+    signals.worker_process_init.connect(_after_fork, weak=False)
+    signals.worker_shutting_down.connect(_drain, weak=False)
+    signals.task_prerun.connect(_close_broken_connections, weak=False)
+
+
+def _start_heart(sender: Any, instance: Any, **_: Any) -> None:
+    handlers.load(settings.JOBSBOARD_HANDLERS)
+    _Worker.table = LeaseTable()
+    arguments = {
+        "fd": _Worker.table.fd,
+        "parent": os.getpid(),
+        "node": node_name(),
+        "queues": sorted(instance.app.amqp.queues.consume_from),
+        "slots": int(instance.concurrency or os.cpu_count() or 1),
+    }
+    _launch(arguments)
+    threading.Thread(target=_keep_heart, args=(arguments,), name="heart-watch", daemon=True).start()
+
+
+def _launch(arguments: dict[str, Any]) -> None:
+    _Worker.heart = subprocess.Popen(
+        [sys.executable, "-m", "django", "heartbeat", json.dumps(arguments)],
+        pass_fds=[arguments["fd"]],
+        start_new_session=True,
+    )
+
+
+def _keep_heart(arguments: dict[str, Any]) -> None:
+    """Start the heartbeat process again if it ends before us: without it every long run would lose its lease."""
+    while True:
+        heart = _Worker.heart
+        if heart is not None:
+            heart.wait()
+            log.error("the heartbeat process ended with code %s, starting it again", heart.returncode)
+            threading.Event().wait(0.5)
+            _launch(arguments)
+
+
+def _after_fork(**_: Any) -> None:
+    # A forked body must not use its parent's sockets, nor its parent's finisher thread, which did not come along.
+    for connection in connections.all(initialized_only=True):
+        connection.connection = None
+    _Worker.lock = threading.Lock()
+    _Worker.runner = None
+    broker.after_fork()
+
+
+def _drain(**_: Any) -> None:
+    if _Worker.table is not None:
+        _Worker.table.drain()
+
+
+def _close_broken_connections(**_: Any) -> None:
+    # With connections reused, this is what notices a restarted PostgreSQL (FACTS.md section 3).
+    close_old_connections()

@@ -1,0 +1,67 @@
+"""Live worker and scheduler processes: they report themselves, pages and the stage read them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from django.db import connection
+
+from queues.models import WorkerProcess
+
+GONE_SECONDS: Final = 15
+
+_REPORT: Final = """
+INSERT INTO queues_workerprocess AS w (id, kind, hostname, pid, queues, slots, busy, memory_bytes, started_at, seen_at)
+VALUES (%s, %s, %s, %s, to_jsonb(%s::text[]), %s, %s, %s, jobs_clock(), jobs_clock())
+ON CONFLICT (id) DO UPDATE SET seen_at = jobs_clock(), busy = excluded.busy, slots = excluded.slots,
+  queues = excluded.queues, memory_bytes = excluded.memory_bytes
+"""
+_SLOTS: Final = """
+SELECT q, sum(slots) FROM queues_workerprocess, jsonb_array_elements_text(queues) AS q
+WHERE kind = 'worker' AND seen_at > jobs_now() - make_interval(secs => %s) GROUP BY q
+"""
+
+
+def report(
+    process_id: str, *, kind: str, hostname: str, pid: int, queues: Sequence[str] = (), slots: int = 0, busy: int = 0
+) -> None:
+    """Say that a process lives, and how busy it is."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _REPORT, [process_id[:200], kind, hostname[:100], pid, list(queues), slots, busy, _family_memory(pid)]
+        )
+
+
+def sign_off(process_id: str) -> None:
+    """Take a process off the list: it ended in good order, or somebody saw its end."""
+    WorkerProcess.objects.filter(id=process_id).delete()
+
+
+def slots_by_queue() -> Mapping[str, int]:
+    """Return how many bodies can run at once for each queue that live workers consume."""
+    with connection.cursor() as cursor:
+        cursor.execute(_SLOTS, [GONE_SECONDS])
+        return {queue: int(slots) for queue, slots in cursor.fetchall()}
+
+
+def forget_gone(*, after_seconds: int = 3600) -> int:
+    """Delete processes that have not reported for so long."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "DELETE FROM queues_workerprocess WHERE seen_at < jobs_now() - make_interval(secs => %s)", [after_seconds]
+        )
+        return cursor.rowcount
+
+
+def _family_memory(pid: int) -> int:
+    """Return the resident bytes of a process and its children; 0 when it is not known."""
+    total = 0
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            family = [pid, *map(int, file.read().split())]
+        for member in family:
+            with open(f"/proc/{member}/statm", encoding="ascii") as file:
+                total += int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return total
+    return total
