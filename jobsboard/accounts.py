@@ -12,7 +12,7 @@ from typing import Any, Final
 from django.contrib.auth import get_user_model
 from django.contrib.auth.forms import AuthenticationForm
 from django.contrib.auth.views import LoginView, LogoutView
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.crypto import salted_hmac
@@ -27,6 +27,14 @@ TOO_MANY: Final = "Too many attempts. Wait a minute, then try again."
 UNKNOWN: Final = "(unknown account)"
 
 
+class RefusedForm(AuthenticationForm):
+    """The login form of a try over the limit: no password is compared."""
+
+    def clean(self) -> dict[str, Any]:
+        """Refuse."""
+        raise ValidationError(TOO_MANY)
+
+
 class Login(LoginView):
     """The login page. Five tries a minute for one account from one address, whichever process answers."""
 
@@ -37,9 +45,7 @@ class Login(LoginView):
         name = request.POST.get(get_user_model().USERNAME_FIELD, "")[:200]
         if _is_over_limit(name, client_address(request)):
             _record("login_refused", request, name)
-            form = AuthenticationForm(request)
-            form.cleaned_data = {}
-            context = self.get_context_data(form=form, too_many=TOO_MANY)
+            context = self.get_context_data(form=RefusedForm(request, data=request.POST))
             response = self.render_to_response(context, status=HTTPStatus.TOO_MANY_REQUESTS)
             response["Retry-After"] = "60"
             return response

@@ -55,8 +55,8 @@ def _page(request: HttpRequest, status: int) -> HttpResponse:
         return problems.answer(request, Problem("error", _SAYS[status], status=status))
     request_id = problems.request_id(request)
     try:
-        # Without the request: no context processor may fail inside an error page, or ask the database.
-        text = loader.get_template(f"{status}.html").render({"request_id": request_id, "says": _SAYS[status]})
+        # Not the request itself: no context processor may fail inside an error page, or ask the database.
+        text = loader.get_template(f"{status}.html").render({"request": {"request_id": request_id}})
         return HttpResponse(text, status=status)
     except TemplateDoesNotExist:
         text = f"{_SAYS[status]}\nRequest {request_id}\n"

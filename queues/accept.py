@@ -162,18 +162,18 @@ def enqueue_many(
 
 def _accept(items: Sequence[Item]) -> list[Any]:
     answers: list[Receipt | EnqueueError | None] = [None] * len(items)
-    new: list[tuple[int, NewJob]] = []
+    new: list[NewJob] = []
     for position, item in enumerate(items):
         try:
-            new.append((position, _prepare(item)))
+            new.append(_prepare(item, position))
         except EnqueueError as error:
             answers[position] = error
     first, repeats = _pair_repeats(new)
     if 0 < len(first) <= PUBLISH_AT_MOST:
-        first = [(p, replace(job, publish=broker.is_short(contracts.current(job.type).queue))) for p, job in first]
+        first = [replace(job, publish=broker.is_short(contracts.current(job.type).queue)) for job in first]
     _insert(first, answers)
-    for position, job, leader, leader_job in repeats:
-        answers[position] = _answer_repeat(job, leader_job, answers[leader])
+    for job, leader in repeats:
+        answers[job.position] = _answer_repeat(job, leader, answers[leader.position])
     duplicates = Counter(
         items[p].type for p, answer in enumerate(answers) if isinstance(answer, Receipt) and answer.duplicate
     )
@@ -182,21 +182,17 @@ def _accept(items: Sequence[Item]) -> list[Any]:
     return answers
 
 
-def _pair_repeats(
-    new: Sequence[tuple[int, NewJob]],
-) -> tuple[list[tuple[int, NewJob]], list[tuple[int, NewJob, int, NewJob]]]:
-    leaders: dict[tuple[str, str], tuple[int, NewJob]] = {}
-    first: list[tuple[int, NewJob]] = []
-    repeats: list[tuple[int, NewJob, int, NewJob]] = []
-    for position, job in new:
-        if job.dedupe_key is None:
-            first.append((position, job))
-            continue
-        leader = leaders.setdefault((job.type, job.dedupe_key), (position, job))
-        if leader[0] == position:
-            first.append((position, job))
+def _pair_repeats(new: Sequence[NewJob]) -> tuple[list[NewJob], list[tuple[NewJob, NewJob]]]:
+    """Split a batch into the jobs that name their key first and (repeat, its first) pairs."""
+    leaders: dict[tuple[str, str], NewJob] = {}
+    first: list[NewJob] = []
+    repeats: list[tuple[NewJob, NewJob]] = []
+    for job in new:
+        leader = job if job.dedupe_key is None else leaders.setdefault((job.type, job.dedupe_key), job)
+        if leader is job:
+            first.append(job)
         else:
-            repeats.append((position, job, *leader))
+            repeats.append((job, leader))
     return first, repeats
 
 
@@ -209,13 +205,13 @@ def _answer_repeat(job: NewJob, leader: NewJob, answer: Receipt | EnqueueError |
     return answer
 
 
-def _insert(jobs: Sequence[tuple[int, NewJob]], answers: list[Receipt | EnqueueError | None]) -> None:
+def _insert(jobs: Sequence[NewJob], answers: list[Receipt | EnqueueError | None]) -> None:
     """Fill the answers of jobs that are valid: new, duplicate, conflict or disabled."""
-    waiting = dict(jobs)
+    waiting = {job.position: job for job in jobs}
     for _ in range(ROUNDS):
         if not waiting:
             return
-        accepted = lifecycle.insert(list(waiting.items()))
+        accepted = lifecycle.insert(list(waiting.values()))
         hints = [(waiting[a.position].type, a.id) for a in accepted if a.ready and waiting[a.position].publish]
         if hints:
             transaction.on_commit(functools.partial(_publish, hints))
@@ -234,7 +230,7 @@ def _insert(jobs: Sequence[tuple[int, NewJob]], answers: list[Receipt | EnqueueE
 def _answer_held(waiting: dict[int, NewJob], answers: list[Receipt | EnqueueError | None]) -> None:
     """Answer jobs whose key is held; leave those in `waiting` whose key has become free."""
     released: list[tuple[str, str, UUID]] = []
-    for holder in lifecycle.holders(list(waiting.items())):
+    for holder in lifecycle.holders(list(waiting.values())):
         job = waiting[holder.position]
         if holder.id is None:
             # No holder: the type is disabled, or the holder's transaction was rolled back meanwhile.
@@ -281,7 +277,7 @@ def _publish(hints: Sequence[tuple[str, UUID]]) -> None:
     broker.publish([(contracts.current(name).queue, [job_id]) for name, job_id in hints])
 
 
-def _prepare(item: Item) -> NewJob:
+def _prepare(item: Item, position: int) -> NewJob:
     """Turn a request into a row. Raises: EnqueueError."""
     try:
         contract = contracts.current(item.type)
@@ -293,12 +289,13 @@ def _prepare(item: Item) -> NewJob:
     _check_numbers(item)
     key = _key(item, contract, value)
     return NewJob(
+        position=position,
         type=contract.name,
         contract_version=contract.version,
         tier=contract.tier,
         priority=contract.priority_default if item.priority is None else item.priority,
         payload=text,
-        request_hash=canonical.request_hash(value, item.group),
+        request_hash=canonical.request_hash(value, item.group).hex(),
         dedupe_key=key,
         dedupe_window_seconds=contract.dedupe_window_seconds,
         group=item.group,

@@ -19,6 +19,7 @@ from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_POST
 
 from queues import contract_rules, contract_versions, workers
+from queues.contract_fields import FIELDS
 from queues.contract_form import ContractForm
 from queues.contract_versions import ContractChanged, ContractInvalid, Diff, JobsExist
 from queues.models import ContractRevision, JobType, Tier
@@ -123,17 +124,7 @@ class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
 
     form = ContractForm
     actions = None
-    list_display = (
-        "name",
-        "tier",
-        "handler",
-        "success",
-        "window_seconds",
-        "max_attempts",
-        "version",
-        "enabled",
-        "paused",
-    )
+    list_display = ("name", "tier", "done_means", "promise", "max_attempts", "version", "state")
     list_filter = ("tier", "handler", "success", "enabled", "paused")
     list_select_related = ("tier",)
     search_fields = ("name", "owner", "description")
@@ -141,6 +132,21 @@ class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
     save_on_top = False
     change_form_template = "admin/queues/jobtype/change_form.html"
     object_history_template = "admin/queues/jobtype/object_history.html"
+
+    @admin.display(description="Done means", ordering="success")
+    def done_means(self, obj: JobType) -> str:
+        return "returned (unverified)" if obj.success == JobType.Success.RETURN else obj.success
+
+    @admin.display(description="Promise", ordering="window_seconds")
+    def promise(self, obj: JobType) -> str:
+        ratio = obj.tier.target_ratio if obj.target_ratio is None else obj.target_ratio
+        return f"{ratio * 100:.4g}% in {_seconds(obj.window_seconds)}"
+
+    @admin.display(description="State")
+    def state(self, obj: JobType) -> str:
+        if not obj.enabled:
+            return "off"
+        return "paused" if obj.paused else "on"
 
     def get_urls(self) -> list[URLPattern]:
         restore = self.admin_site.admin_view(require_POST(self.restore_view))
@@ -326,7 +332,11 @@ def _comparison(request: HttpRequest, name: str) -> dict[str, Any]:
 
 
 def _rows(diff: Diff) -> list[tuple[str, str, str]]:
-    return [(field, _shown(pair[0]), _shown(pair[1])) for field, pair in diff.items()]
+    """Return (field, old, new) in the order of the model; the first version has no old values."""
+    order = {name: place for place, name in enumerate(FIELDS)}
+    fields = sorted(diff, key=lambda name: order.get(name, len(order)))
+    created = all(pair[0] in (None, "not set") for pair in diff.values())
+    return [(name, "" if created else _shown(diff[name][0]), _shown(diff[name][1])) for name in fields]
 
 
 def _shown(value: Any) -> str:

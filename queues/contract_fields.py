@@ -80,17 +80,17 @@ CURRENT: Final = frozenset(
 )
 """A change of these reaches jobs that wait already; they are in every revision all the same."""
 
-_CHECKS = "outcomes are not checked by asking the outside world yet"
-_LIMITS = "nothing stops a run that takes too long yet"
-_FLOW = "work is not limited, ordered or merged per type or group yet"
-_KEEP = "old jobs are not removed yet"
+_CHECKS = "no check asks the outside world"
+_LIMITS = "nothing stops a run that takes too long"
+_FLOW = "work is not limited, ordered or merged"
+_KEEP = "old jobs are not removed"
 
 NOT_ENFORCED: Final[dict[str, str]] = {
-    "callback_secret_env": "provider callbacks are not taken yet",
+    "callback_secret_env": "no provider callbacks are taken",
     "check_url": _CHECKS,
     "check_every_seconds": _CHECKS,
-    "confirm_within_seconds": "callbacks and checks, which this bounds, do not decide outcomes yet",
-    "provider_key_ttl_seconds": "replays are not held back by it yet; it only gives a warning here",
+    "confirm_within_seconds": "it bounds callbacks and checks, which decide nothing so far",
+    "provider_key_ttl_seconds": "no replay is held back by it; it only warns here",
     "soft_limit_seconds": _LIMITS,
     "hard_limit_seconds": _LIMITS,
     "concurrency": _FLOW,
@@ -102,13 +102,13 @@ NOT_ENFORCED: Final[dict[str, str]] = {
     "ordered_on_failure": _FLOW,
     "overlap": _FLOW,
     "overlap_seconds": _FLOW,
-    "deferrable": "types are not deferred under load yet",
-    "dependency": "there are no circuit breakers yet",
-    "batch_size": "handlers get one job at a time for now",
-    "canary_ratio": "new versions are not tried on a share of jobs yet",
+    "deferrable": "nothing is deferred under load",
+    "dependency": "there are no circuit breakers",
+    "batch_size": "handlers get one job at a time",
+    "canary_ratio": "no version is tried on a share of jobs first",
     "keep_confirmed_days": _KEEP,
     "keep_other_days": _KEEP,
-    "probe_every_seconds": "no probes are sent yet",
+    "probe_every_seconds": "no probes are sent",
 }
 """Fields whose engine is not built, each with what is missing; `tests/queues/test_contract_rules.py` lists them."""
 

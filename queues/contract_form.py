@@ -94,7 +94,9 @@ def _help_texts() -> dict[str, Any]:
     texts: dict[str, Any] = dict(_HELP)
     for name, missing in NOT_ENFORCED.items():
         texts[name] = format_html(
-            '<strong class="jb-later">not enforced yet</strong> {} {}.', _HELP.get(name, ""), missing.capitalize()
+            '<strong class="jb-later">not enforced yet</strong> {}. {}',
+            missing[0].upper() + missing[1:],
+            _HELP.get(name, ""),
         )
     return texts
 
@@ -146,6 +148,13 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
     """One contract, the reason for its change, and what to try it on."""
 
     tier = forms.ModelChoiceField(Tier.objects.order_by("number"), empty_label=None, help_text=_HELP["tier"])
+    runbook_url = forms.URLField(
+        required=False,
+        max_length=500,
+        assume_scheme="https",
+        label=LABELS["runbook_url"],
+        help_text=_HELP["runbook_url"],
+    )
     never_retry = LinesField(required=False, label=LABELS["never_retry"], help_text=_HELP["never_retry"])
     redact = LinesField(required=False, label=LABELS["redact"], help_text=_HELP["redact"])
     schema = SchemaField(required=False, label=LABELS["schema"], help_text=_HELP["schema"])

@@ -5,6 +5,7 @@ Nothing here reads the database. Saving is `contract_versions`'; the fields them
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -110,6 +111,10 @@ def _check_value(name: str, value: Any, notes: _Notes) -> None:
         notes.error(name, wrong)
         return
     if name == "tier" or value is None:
+        return
+    # TOML can write it; PostgreSQL stores it neither in text nor in JSON.
+    if "\\u0000" in json.dumps(value, default=str):
+        notes.error(name, "Must not hold the character U+0000.")
         return
     try:
         kind.clean(value, None)

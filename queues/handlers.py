@@ -62,19 +62,40 @@ class JobContext:
     idempotency_key: str
     """What to send to the provider: the same in every attempt and replay."""
     group: str | None
-    accepted_at: dt.datetime
-    deadline: dt.datetime
+    accepted_epoch: float
+    deadline_epoch: float
     maybe_duplicate: bool
     """An earlier run may have had its effect already."""
-    previous_attempts: Sequence[Mapping[str, Any]]
+    failures_text: str = "[]"
     probe: bool = False
-    trace: Mapping[str, str] | None = None
+    trace_text: str | None = None
     _cancelled: Callable[[], bool] = field(default=lambda: False, repr=False)
 
     @cached_property
     def payload(self) -> Any:
         """The payload as Python values."""
         return msgspec.json.decode(self.payload_text)
+
+    @cached_property
+    def accepted_at(self) -> dt.datetime:
+        """When the job was accepted."""
+        return dt.datetime.fromtimestamp(self.accepted_epoch, tz=dt.UTC)
+
+    @cached_property
+    def deadline(self) -> dt.datetime:
+        """When the job is too old to matter."""
+        return dt.datetime.fromtimestamp(self.deadline_epoch, tz=dt.UTC)
+
+    @cached_property
+    def previous_attempts(self) -> Sequence[Mapping[str, Any]]:
+        """Earlier runs that failed or were lost. Shape: attempt, started_at, finished_at, worker, error_class, message."""
+        attempts: list[dict[str, Any]] = msgspec.json.decode(self.failures_text)
+        return attempts
+
+    @cached_property
+    def trace(self) -> Mapping[str, str] | None:
+        """The producer's trace context, if it sent one."""
+        return None if self.trace_text is None else msgspec.json.decode(self.trace_text)
 
     @property
     def cancelled(self) -> bool:

@@ -1,6 +1,7 @@
 """Live worker and scheduler processes: they report themselves, pages and the stage read them."""
 
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -9,6 +10,7 @@ from django.db import connection
 from queues.models import WorkerProcess
 
 GONE_SECONDS: Final = 15
+SCHEDULER_GONE_SECONDS: Final = 5
 
 _REPORT: Final = """
 INSERT INTO queues_workerprocess AS w (id, kind, hostname, pid, queues, slots, busy, memory_bytes, started_at, seen_at)
@@ -20,6 +22,34 @@ _SLOTS: Final = """
 SELECT q, sum(slots) FROM queues_workerprocess, jsonb_array_elements_text(queues) AS q
 WHERE kind = 'worker' AND seen_at > jobs_now() - make_interval(secs => %s) GROUP BY q
 """
+
+
+_SCHEDULERS: Final = """
+SELECT id, hostname, pid FROM queues_workerprocess
+WHERE kind = 'scheduler' AND seen_at > jobs_now() - make_interval(secs => %s) ORDER BY started_at, id
+"""
+
+
+def hostname() -> str:
+    """Return this host's name as it stands in reports."""
+    return socket.gethostname()[:100]
+
+
+def own_id() -> str:
+    """Return the id under which this process reports itself."""
+    return f"{hostname()}/{os.getpid()}"
+
+
+def is_first_scheduler() -> bool:
+    """Say whether this scheduler is the one that publishes: the oldest alive.
+
+    Only to save double hints; when two believe it for a moment, or none, nothing is lost or run twice.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_SCHEDULERS, [SCHEDULER_GONE_SECONDS])
+        rows = cursor.fetchall()
+    alive = [row[0] for row in rows if row[1] != hostname() or os.path.exists(f"/proc/{row[2]}")]
+    return not alive or alive[0] == own_id()
 
 
 def report(

@@ -102,12 +102,12 @@ def _skeleton(body: bytes, raws: Iterable[bytes]) -> bytes:
     """Return the body with each cut out value replaced by 0, so that only the envelope is read twice.
 
     An equal text before the true place may be cut instead. Then the true one stays and is read: slower, never
-    less strict. Short values stay, since they could be found inside a key.
+    less strict. Texts, numbers and words stay, since they could be found as a key or inside of one.
     """
     pieces: list[bytes] = []
     done = 0
     for raw in raws:
-        if len(raw) > 64 and raw[:1] in (b"{", b"["):
+        if raw[:1] in (b"{", b"["):
             start = body.index(raw, done)
             pieces += [body[done:start], b"0"]
             done = start + len(raw)

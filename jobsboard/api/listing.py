@@ -100,7 +100,7 @@ def page(wanted: Filter, *, key: Key) -> Page:
 
 def _typed(query: Mapping[str, str]) -> dict[str, Any]:
     """Turn the numbers of a query string into numbers; what is not one stays text and is refused with its name."""
-    numbers = {name: int(query[name]) for name in ("tier", "limit") if re.fullmatch(r"\d{1,9}", query.get(name, ""))}
+    numbers = {name: int(query[name]) for name in ("tier", "limit") if re.fullmatch(r"[0-9]{1,9}", query.get(name, ""))}
     return {**query, **numbers}
 
 

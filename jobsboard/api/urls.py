@@ -8,6 +8,7 @@ from __future__ import annotations
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, URLResolver, path, re_path
 from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
 from ninja.security import HttpBearer
 
@@ -36,6 +37,7 @@ api = NinjaAPI(
     version="1",
     docs_url=None,
     openapi_url="/openapi.json",
+    docs_decorator=require_safe,
     auth=ApiKeyBearer(),
     urls_namespace="api",
 )

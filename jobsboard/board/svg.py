@@ -6,9 +6,8 @@ A plot box stretches (`preserveAspectRatio="none"`, `non-scaling-stroke`); text 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from html import escape
 from typing import NamedTuple
 
@@ -63,7 +62,7 @@ def join(*parts: Svg) -> Svg:
 def el(tag: str, *children: Svg, **attributes: object) -> Svg:
     """Build one element. `text_anchor` becomes `text-anchor`, `class_` is `class`; None leaves an attribute out."""
     pairs = "".join(
-        f' {name.rstrip("_").replace("_", "-") if name not in KEEP else name}="{escape(_attribute(value))}"'
+        f' {name.rstrip("_").replace("_", "-") if name not in KEEP else name}="{escape(attribute(value))}"'
         for name, value in attributes.items()
         if value is not None
     )
@@ -73,7 +72,8 @@ def el(tag: str, *children: Svg, **attributes: object) -> Svg:
 KEEP = {"viewBox", "preserveAspectRatio"}
 
 
-def _attribute(value: object) -> str:
+def attribute(value: object) -> str:
+    """Write a number shortly."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
@@ -92,15 +92,17 @@ def frame(*children: Svg, width: float | str, height: float, label: str = "", cl
     )
 
 
-def _box(*children: Svg, y: float, height: float) -> Svg:
+def box(*children: Svg, y: float, height: float) -> Svg:
+    """The plot box: 100 × 100, stretched; lines keep their width, text does not belong here."""
     return el(
         "svg", *children, y=y, width="100%", height=height,
         viewBox="0 0 100 100", preserveAspectRatio="none", overflow="visible",
     )  # fmt: skip
 
 
-def _share(fraction: float) -> str:
-    return f"{_attribute(fraction * 100)}%"
+def percent(fraction: float) -> str:
+    """Write a share as a percentage for an attribute."""
+    return f"{attribute(fraction * 100)}%"
 
 
 def finite(value: object) -> float | None:
@@ -186,7 +188,7 @@ def ratio_axis(values: Sequence[float]) -> Axis:
     return Axis(low=1 - step * 4, high=1.0, ticks=tuple(1 - step * i for i in range(4, -1, -1)))
 
 
-def _runs(values: Values, axis: Axis) -> Iterator[list[Point]]:
+def runs_of(values: Values, axis: Axis) -> Iterator[list[Point]]:
     """Points in the 100 × 100 box, one list for each stretch without a gap. A lone point becomes a short dash."""
     width = 100 / max(len(values) - 1, 1)
     run: list[Point] = []
@@ -199,7 +201,8 @@ def _runs(values: Values, axis: Axis) -> Iterator[list[Point]]:
             run = []
 
 
-def _path(points: Sequence[Point]) -> str:
+def path(points: Sequence[Point]) -> str:
+    """Draw straight lines through points."""
     return "M" + "L".join(f"{x:.2f},{y:.2f}" for x, y in points)
 
 
@@ -215,7 +218,7 @@ def _split(points: Sequence[Point], level: float) -> tuple[str, str]:
             side = not side
             parts[side].append([crossing])
         parts[side][-1].append((x1, y1))
-    above, below = ("".join(_path(p) for p in parts[key] if len(p) > 1) for key in (False, True))
+    above, below = ("".join(path(p) for p in parts[key] if len(p) > 1) for key in (False, True))
     return above, below
 
 
@@ -234,10 +237,10 @@ def spark(values: Values, *, target: float | None, width: float | str = 76, heig
     axis = Axis(low=min(scale) - margin, high=max(scale) + margin, ticks=())
     level = None if target is None else 100 - axis.at(target) * 100
     marks = [] if level is None else [el("line", class_="tgt", x1=0, x2=100, y1=level, y2=level)]
-    for run in _runs(values, axis):
-        above, below = (_path(run), "") if level is None else _split(run, level)
+    for run in runs_of(values, axis):
+        above, below = (path(run), "") if level is None else _split(run, level)
         marks += [el("path", class_=f"ln {css}", d=d) for css, d in (("s-neutral", above), ("s-bad", below)) if d]
-    return frame(_box(*marks, y=2, height=height - 4), width=width, height=height, label=label)
+    return frame(box(*marks, y=2, height=height - 4), width=width, height=height, label=label)
 
 
 def lagbar(p50: float | None, p95: float | None, p99: float | None, window: float | None, *, width: int = 112) -> Svg:
@@ -300,10 +303,10 @@ def meter(
     share, goal = finite(fraction), finite(target)
     parts = [el("rect", class_="track", width="100%", height=height, rx=height / 2)]
     if share:
-        wide = _share(min(max(share, 0.004), 1.0))
+        wide = percent(min(max(share, 0.004), 1.0))
         parts.append(el("rect", class_="so", width=wide, height=height, rx=height / 2))
     if goal is not None:
-        parts.append(el("rect", class_="tick", x=_share(goal), y=-1, width=1.5, height=height + 2))
+        parts.append(el("rect", class_="tick", x=percent(goal), y=-1, width=1.5, height=height + 2))
     return frame(*parts, width="100%", height=height, label=label, class_=f"ch is-{look(state).css}")
 
 
@@ -319,301 +322,3 @@ def bars(counts: Sequence[int], *, state: str = "dead", width: int = 84, height:
     css = f"ch is-{look(state).css}"
     words = f"{label}, peak {max(counts, default=0):,}".removeprefix(", ")
     return frame(*drawn, base, width=width, height=height, label=words, class_=css)
-
-
-# ---- the time chart
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """One line. `css`: p50, p95, p99, l-acc, l-conf, s-neutral, s-ok or s-bad; `bad` writes its end label in red."""
-
-    name: str
-    values: Values
-    css: str
-    bad: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimeChart:
-    """Everything a time chart shows. All series have one value per entry of `times`; None is a gap.
-
-    `label` is the sentence that a screen reader gets. `gap` names the two series whose difference is shaded.
-    `marks` are changes (time, short word); `band` is a stretch of breach. Times are shown in UTC.
-    """
-
-    label: str
-    times: Sequence[datetime]
-    series: Sequence[Series]
-    scale: Callable[[Sequence[float]], Axis] = linear_axis
-    show: Callable[[float], str] = lambda value: f"{value:,.0f}"
-    target: float | None = None
-    target_label: str = ""
-    band: tuple[datetime, datetime] | None = None
-    marks: Sequence[tuple[datetime, str]] = ()
-    gap: tuple[str, str] | None = None
-    height: int = 180
-    left: int = 42
-    right: int = 92
-
-
-TOP, BOTTOM = 8, 22
-
-
-def tchart(chart: TimeChart) -> Svg:
-    """Draw a time chart: value labels in a left column, the stretching plot, line-end labels in a right column."""
-    known = [v for s in chart.series for v in map(finite, s.values) if v is not None]
-    if not known or len(chart.times) < 2:
-        return el("p", text(f"{chart.label}: no data in this range."), class_="mute nodata")
-    axis = chart.scale([*known, *([] if chart.target is None else [chart.target])])
-    plot = chart.height - TOP - BOTTOM
-
-    def y(value: float) -> float:
-        return TOP + (1 - axis.at(value)) * plot
-
-    left = [
-        el("text", text(chart.show(tick)), x=chart.left - 8, y=y(tick) + 4, text_anchor="end")
-        for tick in _apart(axis.ticks, y)
-    ]
-    middle = [*_grid(axis, y), *_events(chart, plot), _lines(chart, axis, plot), *_time_labels(chart)]
-    return el(
-        "div",
-        frame(*left, width=chart.left, height=chart.height),
-        frame(*middle, width="100%", height=chart.height, label=chart.label),
-        frame(*_end_labels(chart, axis, y), width=chart.right, height=chart.height),
-        class_="tc",
-    )
-
-
-def _apart(ticks: Sequence[float], y: Callable[[float], float]) -> list[float]:
-    """Leave out tick labels that would touch the one below."""
-    kept: list[float] = []
-    for tick in ticks:
-        if not kept or y(kept[-1]) - y(tick) >= 13:
-            kept.append(tick)
-    return kept
-
-
-def _grid(axis: Axis, y: Callable[[float], float]) -> list[Svg]:
-    return [
-        el(
-            "line",
-            class_="base" if tick == axis.low else "grid",
-            x1=0,
-            x2="100%",
-            y1=round(y(tick)) + 0.5,
-            y2=round(y(tick)) + 0.5,
-        )
-        for tick in _apart(axis.ticks, y)
-    ]
-
-
-def _fraction(chart: TimeChart, at: datetime) -> float:
-    return min(max((at - chart.times[0]) / ((chart.times[-1] - chart.times[0]) or timedelta(seconds=1)), 0.0), 1.0)
-
-
-def _events(chart: TimeChart, plot: int) -> list[Svg]:
-    parts = []
-    if chart.band:
-        start, end = (_fraction(chart, at) for at in chart.band)
-        parts.append(
-            el("rect", class_="breachband", x=_share(start), width=_share(max(end - start, 0)), y=TOP, height=plot)
-        )
-    free = 0.0
-    for at, word in sorted(chart.marks):
-        x = _fraction(chart, at)
-        parts.append(el("line", class_="mark", x1=_share(x), x2=_share(x), y1=TOP, y2=TOP + plot))
-        if word and x >= free:  # a label that would touch the one before is left out; the page lists all changes
-            anchor, dx = ("end", -5) if x > 0.8 else ("start", 5)
-            parts.append(el("text", text(word), x=_share(x), dx=dx, y=TOP + 9, text_anchor=anchor))
-            free = x + 0.2
-    return parts
-
-
-def _lines(chart: TimeChart, axis: Axis, plot: int) -> Svg:
-    parts = []
-    if chart.target is not None:
-        level = 100 - axis.at(chart.target) * 100
-        parts.append(el("line", class_="tgt", x1=0, x2=100, y1=level, y2=level))
-    if chart.gap:
-        named = {s.name: s.values for s in chart.series}
-        pairs = zip(named[chart.gap[0]], named[chart.gap[1]], strict=True)
-        both = [(a, b) if finite(a) is not None and finite(b) is not None else (None, None) for a, b in pairs]
-        for upper, lower in zip(_runs([a for a, _ in both], axis), _runs([b for _, b in both], axis), strict=True):
-            parts.append(el("path", class_="area a-gap", d=f"{_path(upper)}L{_path(lower[::-1])[1:]}Z"))
-    for series in chart.series:
-        parts += [el("path", class_=f"ln {series.css}", d=_path(run)) for run in _runs(series.values, axis)]
-    return _box(*parts, y=TOP, height=plot)
-
-
-def _time_labels(chart: TimeChart) -> list[Svg]:
-    span = chart.times[-1] - chart.times[0]
-    form = "%H:%M:%S" if span < timedelta(minutes=10) else "%H:%M" if span <= timedelta(hours=26) else "%-d %b"
-    labels = []
-    for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
-        anchor = {0.0: "start", 1.0: "end"}.get(fraction, "middle")
-        words = (chart.times[0] + span * fraction).astimezone(UTC).strftime(form)
-        css = "alt" if fraction in (0.25, 0.75) else None
-        labels.append(el("text", text(words), x=_share(fraction), y=chart.height - 5, text_anchor=anchor, class_=css))
-    return labels
-
-
-def _end_labels(chart: TimeChart, axis: Axis, y: Callable[[float], float]) -> list[Svg]:
-    """Label each line at its end, moved apart so that no two touch and none leaves the chart."""
-    rows: list[tuple[float, str, str]] = []
-    for series in chart.series:
-        last = next((v for v in reversed([finite(v) for v in series.values]) if v is not None), None)
-        if last is not None:
-            rows.append((y(last) + 4, f"{series.name} {chart.show(last)}", "labbad" if series.bad else "lab"))
-    if chart.target is not None and chart.target_label:
-        rows.append((y(chart.target) + 4, chart.target_label, "tlab"))
-    rows.sort()
-    places = spread([row[0] for row in rows], gap=14, low=TOP + 6, high=chart.height - BOTTOM + 4)
-    return [el("text", text(word), class_=css, x=7, y=at) for at, (_, word, css) in zip(places, rows, strict=True)]
-
-
-def spread(places: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Move sorted places at least `gap` apart, as little as a push down and a push back up allow."""
-    out: list[float] = []
-    for place in places:
-        out.append(max(place, out[-1] + gap if out else low))
-    ceiling = high
-    for index in range(len(out) - 1, -1, -1):
-        out[index] = min(out[index], ceiling)
-        ceiling = out[index] - gap
-    return out
-
-
-def data_table(chart: TimeChart, *, rows: int = 60) -> Svg:
-    """The same numbers as text, at most `rows` of them evenly spaced, newest last: the chart's accessible form."""
-    step = max(1, math.ceil(len(chart.times) / rows))
-    picked = range((len(chart.times) - 1) % step, len(chart.times), step)
-    head = [el("th", text(name), scope="col") for name in ("Time, UTC", *(s.name for s in chart.series))]
-    body = [
-        el(
-            "tr",
-            el("th", text(chart.times[i].astimezone(UTC).strftime("%Y-%m-%d %H:%M")), scope="row"),
-            *(
-                el("td", text("no data" if (v := finite(s.values[i])) is None else chart.show(v)), class_="num")
-                for s in chart.series
-            ),
-        )
-        for i in picked
-    ]
-    every = "" if step == 1 else f", every {step}th value"
-    table = el(
-        "table",
-        el("caption", text(f"{chart.label}{every}"), class_="sr"),
-        el("thead", el("tr", *head)),
-        el("tbody", *body),
-    )
-    return el(
-        "details", el("summary", text("Show data as a table")), el("div", table, class_="dtx", tabindex=0), class_="dt"
-    )
-
-
-# ---- the life of one job
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One attempt. `ended` None: it runs now."""
-
-    number: int
-    started: datetime
-    ended: datetime | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timeline:
-    """A job's life. `until`: when it settled, or now; `state`: its state then; `window_at`: when its window passes."""
-
-    accepted: datetime
-    until: datetime
-    state: str
-    runs: Sequence[Run] = ()
-    window_at: datetime | None = None
-    window_label: str = "window"
-    lanes: Sequence[tuple[datetime, datetime, str]] = ()
-
-
-def timeline(life: Timeline) -> Svg:
-    """Attempts as bars, waiting as a thin line between, what the job does now as the last piece, the window marked."""
-    span = max((life.until - life.accepted).total_seconds(), 0.001)
-    floor = 94 if life.lanes else 66
-
-    def x(at: datetime) -> float:
-        return min(max((at - life.accepted).total_seconds() / span, 0.0), 1.0)
-
-    parts = [*_clock_lines(life, span, floor), *_window(life, x, floor)]
-    for start, end, word in life.lanes:
-        parts.append(_piece("dead", x(start), x(end), y=76, height=14, css="so lane"))
-        late = x(start) > 0.4
-        anchor = {"text_anchor": "end", "dx": -6} if late else {"dx": 6}
-        parts.append(el("text", text(word), class_="lab", x=_share(x(end) if late else x(start)), y=86.5, **anchor))
-    parts += _attempts(life, x)
-    dot = el("g", el("circle", class_="so", cx=-5, r=5), class_=f"is-{look(life.state).css}")
-    parts.append(el("svg", dot, x="100%", y=36, overflow="visible"))
-    return frame(*parts, width="100%", height=floor + 24, label=_timeline_words(life))
-
-
-def _piece(state: str, start: float, end: float, *, y: int, height: int, css: str) -> Svg:
-    bar = el("rect", class_=css, x=_share(start), width=_share(max(end - start, 0.0)), y=y, height=height, rx=2)
-    return el("g", bar, class_=f"is-{look(state).css}")
-
-
-def _attempts(life: Timeline, x: Callable[[datetime], float]) -> list[Svg]:
-    parts, at, free, waiting = [], 0.0, 0.0, "accepted"
-    for run in life.runs:
-        start, end = x(run.started), x(run.ended or life.until)
-        if start > at:
-            parts.append(_piece(waiting, at, start, y=34, height=4, css="so wait"))
-        end = min(max(end, start + 0.006), 1.0)
-        parts.append(_piece("processing", min(start, 0.994), end, y=28, height=16, css="so"))
-        if start >= free:  # numbers that would touch are left out; the attempts table has them all
-            anchor = "end" if start > 0.98 else "start"
-            parts.append(
-                el("text", text(run.number), class_="lab", x=_share(min(start, 1.0)), y=58, text_anchor=anchor)
-            )
-            free = start + 0.02 + 0.008 * len(str(run.number))
-        at, waiting = end, "retrying"
-    if at < 1:
-        parts.append(
-            _piece(
-                life.state, at, 1.0, y=34, height=4, css="so wait" if life.state in ("accepted", "retrying") else "so"
-            )
-        )
-    return parts
-
-
-def _clock_lines(life: Timeline, span: float, floor: int) -> list[Svg]:
-    form = "%H:%M:%S" if span < 86_400 else "%-d %b %H:%M"
-    parts = []
-    for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
-        anchor = {0.0: "start", 1.0: "end"}.get(fraction, "middle")
-        at = (life.accepted + (life.until - life.accepted) * fraction).astimezone(UTC).strftime(form)
-        css = "alt" if fraction in (0.25, 0.75) else None
-        parts.append(el("line", class_="grid", x1=_share(fraction), x2=_share(fraction), y1=4, y2=floor))
-        parts.append(el("text", text(at), x=_share(fraction), y=floor + 16, text_anchor=anchor, class_=css))
-    return parts
-
-
-def _window(life: Timeline, x: Callable[[datetime], float], floor: int) -> list[Svg]:
-    if life.window_at is None or not life.accepted <= life.window_at < life.until:
-        return []
-    at = x(life.window_at)
-    anchor, dx = ("end", -5) if at > 0.7 else ("start", 5)
-    return [
-        el("rect", class_="breachband", x=_share(at), y=4, width=_share(1 - at), height=floor - 4),
-        el("line", class_="mark", x1=_share(at), x2=_share(at), y1=4, y2=floor),
-        el("text", text(f"{life.window_label} passed"), class_="lab", x=_share(at), dx=dx, y=14, text_anchor=anchor),
-    ]
-
-
-def _timeline_words(life: Timeline) -> str:
-    start, end = (at.astimezone(UTC).strftime("%H:%M:%S") for at in (life.accepted, life.until))
-    count = len(life.runs)
-    runs = "no attempt" if not count else "1 attempt" if count == 1 else f"{count} attempts"
-    late = ", late" if life.window_at and life.window_at < life.until else ""
-    took = duration((life.until - life.accepted).total_seconds())
-    return f"Timeline: accepted {start}, {runs}, {look(life.state).label.lower()} at {end}, {took} later{late}"

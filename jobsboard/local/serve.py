@@ -68,7 +68,8 @@ def _serve(supervisor: Supervisor, home: Layout, web: socket.socket, *, demo: bo
     # Commands may join as soon as the database is ready for them; they need not wait for the web.
     supervisor.on_change()
     _wait_until_ready(supervisor, children, port=port)
-    print(_ready_line(home, url), flush=True)
+    with contextlib.suppress(OSError):
+        print(_ready_line(home, url), flush=True)
     say(f"everything serves after {time.monotonic() - begun:.1f} s; Ctrl-C ends it; logs in {home.logs}")
     while True:
         supervisor.wait(lambda: False, seconds=60.0)

@@ -26,6 +26,7 @@ from jobsboard.local.errors import LocalStackError, StopRequested
 FIRST_RESTART_SECONDS, LAST_RESTART_SECONDS, STABLE_SECONDS = 1.0, 10.0, 30.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOG_CHECK_SECONDS = 5.0
+STDIN = 0
 TERMINATE = ((signal.SIGTERM, 20.0),)
 
 
@@ -72,7 +73,9 @@ class Child:
 
 def say(text: str) -> None:
     """Tell the person at the terminal; standard output is kept for what a program reads."""
-    print(f"jobsboard.local: {text}", file=sys.stderr, flush=True)
+    # The terminal may be gone, and the end must go on without it.
+    with contextlib.suppress(OSError):
+        print(f"jobsboard.local: {text}", file=sys.stderr, flush=True)
 
 
 class Supervisor:
@@ -86,6 +89,8 @@ class Supervisor:
         self._again = False
         self._logs_checked_at = 0.0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._events = select.poll()
+        self._events.register(self._wake_read, select.POLLIN)
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -97,6 +102,9 @@ class Supervisor:
             # nohup ignores SIGHUP on purpose; a shell's `&` ignores SIGINT, yet we want to hear it.
             if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_stop)
+        if signal.getsignal(signal.SIGHUP) == self._on_stop and os.isatty(STDIN):
+            # A terminal that closes tells only the head of its session: `make`, say, which tells nobody.
+            self._events.register(STDIN, 0)
         try:
             yield
         finally:
@@ -139,7 +147,10 @@ class Supervisor:
     def tick(self, seconds: float = 0.05) -> None:
         """Wait a moment for a signal, then see to processes that ended, restarts that are due, and logs."""
         # Nothing is polled fast once all is up: a signal, also SIGCHLD, ends the wait at once.
-        select.select([self._wake_read], [], [], seconds)
+        for descriptor, _ in self._events.poll(seconds * 1000):
+            if descriptor == STDIN:
+                self._events.unregister(STDIN)
+                self._on_stop(signal.SIGHUP, None)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 512):
                 pass

@@ -1,6 +1,6 @@
 """Template tags for the board's small pieces: icon, state, tier, times, numbers, charts.
 
-Not here: how a chart is drawn (board/svg.py) and anything that reads data. Text goes through `format_html`; charts come
+Not here: how a chart is drawn (board/svg.py, chart.py, timeline.py) and reading data. Text goes through `format_html`; charts come
 from svg.py as `Svg`, whose every part was escaped. A value that is not known is said so, never shown as zero.
 """
 
@@ -15,7 +15,8 @@ from django.templatetags.static import static
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
-from jobsboard.board import svg
+from jobsboard.board import chart, svg
+from jobsboard.board import timeline as life_of
 
 register = template.Library()
 
@@ -175,16 +176,16 @@ def bars(counts: Sequence[int], state: str = "dead", label: str = "", width: int
 
 
 @register.simple_tag
-def tchart(chart: svg.TimeChart, table: bool = True) -> SafeString:
+def tchart(drawing: chart.TimeChart, table: bool = True) -> SafeString:
     """A time chart, and its numbers as a table to open."""
-    drawn = svg.tchart(chart)
-    return _drawn(svg.join(drawn, svg.data_table(chart)) if table else drawn)
+    drawn = chart.tchart(drawing)
+    return _drawn(svg.join(drawn, chart.data_table(drawing)) if table else drawn)
 
 
 @register.simple_tag
-def timeline(life: svg.Timeline) -> SafeString:
+def timeline(life: life_of.Timeline) -> SafeString:
     """One job from acceptance to now or its end."""
-    return _drawn(svg.timeline(life))
+    return _drawn(life_of.timeline(life))
 
 
 @register.simple_tag(takes_context=True)

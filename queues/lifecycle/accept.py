@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from queues.lifecycle.sql import EPOCH, delta, execute, minute
+import msgspec
+
+from queues.lifecycle.sql import EPOCH, delta, execute, minute, records
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """One job ready to be inserted: validated, hashed, with its contract's numbers."""
+    """One job ready to be inserted: validated, hashed (hex), with its contract's numbers, and its place in the batch."""
 
+    position: int
     type: str
     contract_version: int
     tier: int
     priority: int
     payload: str
-    request_hash: bytes
+    request_hash: str
     dedupe_key: str | None
     dedupe_window_seconds: int
     group: str | None
@@ -28,7 +31,7 @@ class NewJob:
     run_at: dt.datetime | None
     delay_seconds: float | None
     publish: bool
-    trace: str | None
+    trace: dict[str, str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +62,16 @@ ACCEPT = f"""
 WITH item AS MATERIALIZED (
   SELECT i.*, jobs_uuid7() AS id, t.now AS accepted_at,
     greatest(t.now, coalesce(i.run_at, t.now + make_interval(secs => i.delay_seconds), t.now)) AS ready_at
-  FROM unnest(%(position)s::integer[], %(type)s::text[], %(contract_version)s::integer[], %(tier)s::smallint[],
-      %(priority)s::smallint[], %(payload)s::text[], %(request_hash)s::bytea[], %(dedupe_key)s::text[],
-      %(dedupe_window_seconds)s::integer[], %(group)s::text[], %(attempt_limit)s::smallint[],
-      %(window_seconds)s::integer[], %(max_age_seconds)s::float8[], %(run_at)s::timestamptz[],
-      %(delay_seconds)s::float8[], %(publish)s::boolean[], %(trace)s::text[])
-    AS i (position, type, contract_version, tier, priority, payload, request_hash, dedupe_key, dedupe_window_seconds,
-      "group", attempt_limit, window_seconds, max_age_seconds, run_at, delay_seconds, publish, trace)
+  FROM json_to_recordset(%(items)s::json) AS i (position integer, type text, contract_version integer, tier smallint,
+    priority smallint, payload text, request_hash text, dedupe_key text, dedupe_window_seconds integer, "group" text,
+    attempt_limit smallint, window_seconds integer, max_age_seconds float8, run_at timestamptz, delay_seconds float8,
+    publish boolean, trace jsonb)
   JOIN queues_jobtype c ON c.name = i.type AND c.enabled
   CROSS JOIN (SELECT jobs_clock() AS now) AS t
   ORDER BY i.position
 ), held AS (
   INSERT INTO queues_dedupekey (type, key, request_hash, job_id, accepted_at, expires_at)
-  SELECT type, dedupe_key, request_hash, id, accepted_at,
+  SELECT type, dedupe_key, decode(request_hash, 'hex'), id, accepted_at,
     CASE WHEN dedupe_window_seconds > 0 THEN ready_at + make_interval(secs => dedupe_window_seconds) END
   FROM item WHERE dedupe_key IS NOT NULL ORDER BY type, dedupe_key
   ON CONFLICT (type, key) DO NOTHING
@@ -80,12 +80,12 @@ WITH item AS MATERIALIZED (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
     idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, due_at, expires_at, published_at,
     root, trace)
-  SELECT i.id, i.type, i.tier, i.priority, i.contract_version, i.payload::json, i.request_hash, i.dedupe_key,
+  SELECT i.id, i.type, i.tier, i.priority, i.contract_version, i.payload::json, decode(i.request_hash, 'hex'), i.dedupe_key,
     'jb_' || left(encode(sha256(convert_to(i.type, 'UTF8') || '\\x00'::bytea
       || convert_to(coalesce(i.dedupe_key, i.id::text), 'UTF8')), 'hex'), 32),
     i."group", i.attempt_limit, i.window_seconds, i.accepted_at, i.ready_at, i.ready_at,
     i.ready_at + make_interval(secs => i.max_age_seconds),
-    CASE WHEN i.publish AND i.ready_at <= i.accepted_at THEN i.accepted_at END, i.id, i.trace::jsonb
+    CASE WHEN i.publish AND i.ready_at <= i.accepted_at THEN i.accepted_at END, i.id, i.trace
   FROM item i LEFT JOIN held h ON h.job_id = i.id
   WHERE i.dedupe_key IS NULL OR h.job_id IS NOT NULL
   RETURNING id, type, tier, accepted_at, ready_at, window_seconds
@@ -99,10 +99,10 @@ SELECT i.position, m.id, m.ready_at <= m.accepted_at FROM moved m JOIN item i ON
 
 # A new snapshot: in the statement above the loser of a race sees nothing of the winner.
 HOLDERS = """
-SELECT i.position, k.job_id, k.request_hash = i.request_hash, j.state, j.evidence, j.result,
+SELECT i.position, k.job_id, k.request_hash = decode(i.request_hash, 'hex'), j.state, j.evidence::text, j.result::text,
   coalesce(k.expires_at <= jobs_now() AND coalesce(j.state, 'expired') IN
     ('confirmed', 'dead', 'expired', 'cancelled'), false)
-FROM unnest(%(position)s::integer[], %(type)s::text[], %(dedupe_key)s::text[], %(request_hash)s::bytea[])
+FROM unnest(%(position)s::integer[], %(type)s::text[], %(dedupe_key)s::text[], %(request_hash)s::text[])
   AS i (position, type, dedupe_key, request_hash)
 LEFT JOIN queues_dedupekey k ON k.type = i.type AND k.key = i.dedupe_key
 LEFT JOIN queues_job j ON j.id = k.job_id
@@ -123,35 +123,32 @@ SELECT date_trunc('minute', jobs_clock()), i.type, c.tier_id, 'duplicates', i.n
 FROM unnest(%(type)s::text[], %(n)s::integer[]) AS i (type, n) JOIN queues_jobtype c ON c.name = i.type
 """
 
-_COLUMNS = (
-    "type", "contract_version", "tier", "priority", "payload", "request_hash", "dedupe_key", "dedupe_window_seconds",
-    "group", "attempt_limit", "window_seconds", "max_age_seconds", "run_at", "delay_seconds", "publish", "trace",
-)  # fmt: skip
-
-
-def insert(jobs: Sequence[tuple[int, NewJob]]) -> list[Accepted]:
+def insert(jobs: Sequence[NewJob]) -> list[Accepted]:
     """Insert jobs by position. A position that does not come back is a duplicate or its type is disabled.
 
     Raises: OperationalError with 55P03 when an uncommitted holder of a key kept the statement waiting too long.
     """
-    params: dict[str, Any] = {name: [getattr(job, name) for _, job in jobs] for name in _COLUMNS}
-    params["position"] = [position for position, _ in jobs]
-    return [Accepted(position=p, id=i, ready=r) for p, i, r in execute(ACCEPT, params)]
+    rows = execute(ACCEPT, {"items": records(jobs)})
+    return [Accepted(position=p, id=i, ready=r) for p, i, r in rows]
 
 
-def holders(jobs: Sequence[tuple[int, NewJob]]) -> list[Holder]:
+def _json(text: str | None) -> Any:
+    return None if text is None else msgspec.json.decode(text)
+
+
+def holders(jobs: Sequence[NewJob]) -> list[Holder]:
     """Say who holds the keys of these jobs, as of a new snapshot."""
     rows = execute(
         HOLDERS,
         {
-            "position": [position for position, _ in jobs],
-            "type": [job.type for _, job in jobs],
-            "dedupe_key": [job.dedupe_key for _, job in jobs],
-            "request_hash": [job.request_hash for _, job in jobs],
+            "position": [job.position for job in jobs],
+            "type": [job.type for job in jobs],
+            "dedupe_key": [job.dedupe_key for job in jobs],
+            "request_hash": [job.request_hash for job in jobs],
         },
     )
     return [
-        Holder(position=p, id=i, same_request=bool(same), state=s, evidence=e, result=r, let_go=gone)
+        Holder(position=p, id=i, same_request=bool(same), state=s, evidence=_json(e), result=_json(r), let_go=gone)
         for p, i, same, s, e, r, gone in rows
     ]
 

@@ -1,17 +1,18 @@
 """Claim due jobs for a run, publish them to workers, extend their leases."""
 
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
-from queues.lifecycle.sql import EPOCH, delta, execute, minute
+from queues.lifecycle.sql import EPOCH, STATE, delta, execute, minute, uuids
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One claim of a job: it holds the lease until it is finished, released or lost."""
+    """One claim of a job: it holds the lease until it is finished, released or lost.
+
+    Units: times in seconds since 1970. Shape: failures and trace are JSON texts, read by the few who want them.
+    """
 
     id: UUID
     fence: int
@@ -22,11 +23,11 @@ class Run:
     payload: str
     idempotency_key: str
     group: str | None
-    accepted_at: dt.datetime
-    expires_at: dt.datetime
-    failures: list[dict[str, Any]]
+    accepted_at: float
+    expires_at: float
+    failures: str
     probe: bool
-    trace: dict[str, str] | None
+    trace: str | None
     lease_seconds: int
 
 
@@ -34,7 +35,7 @@ class Run:
 CLAIM = f"""
 WITH hit AS MATERIALIZED (
   SELECT j.id, j.state AS was, c.lease_seconds FROM queues_job j JOIN queues_jobtype c ON c.name = j.type
-  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state IN ('accepted', 'retrying') AND j.due_at <= jobs_now()
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} IN ('accepted', 'retrying') AND j.due_at <= jobs_now()
     AND j.expires_at > jobs_now() AND NOT c.paused AND (NOT j.alone OR %(alone)s)
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
@@ -49,28 +50,30 @@ WITH hit AS MATERIALIZED (
     (EPOCH, "'open.processing'", "-1", "1"),
     (minute("m.started_at"), "'runs'", "-1", "1"),
 )})
-SELECT id, fence, type, contract_version, attempt, begun, payload, idempotency_key, "group", accepted_at, expires_at,
-  failures, probe, trace, lease_seconds
+SELECT id, fence, type, contract_version, attempt, begun, payload, idempotency_key, "group",
+  extract(epoch FROM accepted_at)::float8, extract(epoch FROM expires_at)::float8, failures::text, probe, trace::text,
+  lease_seconds
 FROM moved ORDER BY id
 """
 
-HEARTBEAT = """
+HEARTBEAT = f"""
 WITH item AS (SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fence)),
 hit AS (
   SELECT j.id FROM queues_job j JOIN item i ON i.id = j.id AND i.fence = j.fence
-  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state = 'processing' ORDER BY j.id FOR UPDATE OF j
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing' ORDER BY j.id FOR UPDATE OF j
 )
 UPDATE queues_job j SET due_at = jobs_clock() + make_interval(secs => c.lease_seconds)
 FROM hit, queues_jobtype c WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = hit.id AND c.name = j.type
 RETURNING j.id, j.fence, j.cancel_requested
 """
 
-# Which work a claim would take now, a bounded number from each type, best first.
+# Which work a claim would take now, a bounded number from each type, best first. `published_at` is what accept wrote
+# when it sent a hint itself; what the stage published it remembers, since writing it here cost a quarter of the drain.
 STAGEABLE = """
-SELECT w.type, j.id, j.alone FROM unnest(%(tiers)s::smallint[], %(types)s::text[], %(limits)s::integer[])
+SELECT w.type, j.id, j.alone, j.due FROM unnest(%(tiers)s::smallint[], %(types)s::text[], %(limits)s::integer[])
   AS w (tier, type, n)
 CROSS JOIN LATERAL (
-  SELECT j.id, j.alone, j.priority, j.due_at FROM queues_job j
+  SELECT j.id, j.alone, j.priority, j.due_at, extract(epoch FROM j.due_at)::float8 AS due FROM queues_job j
   WHERE j.state IN ('accepted', 'retrying') AND j.tier = w.tier AND j.type = w.type AND j.due_at <= jobs_now()
     AND j.expires_at > jobs_now()
     AND (j.published_at IS NULL OR j.published_at < greatest(j.due_at, jobs_now() - make_interval(secs => 10)))
@@ -79,51 +82,32 @@ CROSS JOIN LATERAL (
 ORDER BY w.type, j.priority DESC, j.due_at
 """
 
-PUBLISHED = """
-WITH hit AS (
-  SELECT j.id FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state IN ('accepted', 'retrying')
-    AND (j.published_at IS NULL OR j.published_at < greatest(j.due_at, jobs_now() - make_interval(secs => 10)))
-  ORDER BY j.id FOR UPDATE SKIP LOCKED
-)
-UPDATE queues_job j SET published_at = jobs_clock() FROM hit WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = hit.id
-RETURNING j.id
-"""
 
-UNPUBLISHED = """
-WITH hit AS (
-  SELECT j.id FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state IN ('accepted', 'retrying')
-  ORDER BY j.id FOR UPDATE SKIP LOCKED
-)
-UPDATE queues_job j SET published_at = NULL FROM hit WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = hit.id
-"""
+@dataclass(frozen=True, slots=True)
+class Due:
+    """One job that a hint should wake. Units: `due_at` in seconds since 1970; a later one means a new wait."""
+
+    id: UUID
+    alone: bool
+    due_at: float
 
 
 def claim(ids: Sequence[UUID], *, worker: str) -> list[Run]:
     """Start a run of each job that is due; the others are not named, since nothing was promised for them."""
-    rows = execute(CLAIM, {"ids": list(ids), "alone": len(ids) == 1, "worker": worker})
+    rows = execute(CLAIM, {"ids": uuids(ids), "alone": len(ids) == 1, "worker": worker})
     return [Run(*row) for row in rows]
 
 
 def heartbeat(runs: Sequence[tuple[UUID, int]]) -> dict[tuple[UUID, int], bool]:
     """Extend the leases of (id, fence) pairs in hand. Shape: the pairs that still hold → cancel requested."""
     ids, fences = [run[0] for run in runs], [run[1] for run in runs]
-    return {(i, fence): cancel for i, fence, cancel in execute(HEARTBEAT, {"ids": ids, "fences": fences})}
+    return {(i, fence): cancel for i, fence, cancel in execute(HEARTBEAT, {"ids": uuids(ids), "fences": fences})}
 
 
-def stageable(walk: Sequence[tuple[int, str, int]]) -> dict[str, list[tuple[UUID, bool]]]:
-    """Return due work by type: (id, must run alone), for each (tier, type, limit)."""
-    found: dict[str, list[tuple[UUID, bool]]] = {}
+def stageable(walk: Sequence[tuple[int, str, int]]) -> dict[str, list[Due]]:
+    """Return due work by type, for each (tier, type, limit)."""
+    found: dict[str, list[Due]] = {}
     params = {"tiers": [w[0] for w in walk], "types": [w[1] for w in walk], "limits": [w[2] for w in walk]}
-    for name, job_id, alone in execute(STAGEABLE, params):
-        found.setdefault(name, []).append((job_id, alone))
+    for name, job_id, alone, due_at in execute(STAGEABLE, params):
+        found.setdefault(name, []).append(Due(job_id, alone, due_at))
     return found
-
-
-def mark_published(ids: Sequence[UUID]) -> set[UUID]:
-    """Note that hints are about to be sent; returns those that no other scheduler took."""
-    return {row[0] for row in execute(PUBLISHED, {"ids": list(ids)})}
-
-
-def mark_unpublished(ids: Sequence[UUID]) -> None:
-    """Take the note back after the broker refused the hints."""
-    execute(UNPUBLISHED, {"ids": list(ids)})

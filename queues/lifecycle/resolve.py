@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from queues.lifecycle.settle import SETTLED_ROWS
-from queues.lifecycle.sql import EPOCH, delta, execute, minute
+from queues.lifecycle.sql import EPOCH, STATE, delta, execute, minute, uuids
 from queues.states import JobState, Reason
 
 
@@ -23,8 +23,8 @@ CANCEL = f"""
 WITH hit AS MATERIALIZED (
   SELECT j.id, j.state AS was, now.at AS now FROM queues_job j CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[])
-    AND (j.state IN ('accepted', 'retrying', 'awaiting_confirmation')
-      OR (j.state = 'processing' AND NOT j.cancel_requested))
+    AND ({STATE} IN ('accepted', 'retrying', 'awaiting_confirmation')
+      OR ({STATE} = 'processing' AND NOT j.cancel_requested))
   ORDER BY j.id FOR UPDATE OF j
 ), changed AS (
   UPDATE queues_job j SET cancel_requested = true,
@@ -43,7 +43,7 @@ SELECT id, state, begun > 0 FROM changed
 
 CLOSE = f"""
 WITH hit AS MATERIALIZED (
-  SELECT j.id FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state = 'dead' AND j.resolution = 'open'
+  SELECT j.id FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'dead' AND j.resolution = 'open'
   ORDER BY j.id FOR UPDATE OF j
 ), moved AS (
   UPDATE queues_job j SET resolution = %(resolution)s, resolved_at = jobs_clock(), resolved_by = %(by)s
@@ -60,7 +60,7 @@ WITH parent AS MATERIALIZED (
   SELECT j.*, jobs_uuid7() AS child, now.at AS now, c.version, c.tier_id, c.max_attempts, c.window_seconds AS promise,
     c.max_age_seconds
   FROM queues_job j JOIN queues_jobtype c ON c.name = j.type CROSS JOIN (SELECT jobs_clock() AS at) AS now
-  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state IN ('dead', 'expired', 'cancelled') AND j.replayed_by IS NULL
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} IN ('dead', 'expired', 'cancelled') AND j.replayed_by IS NULL
     AND j.resolution = 'open' AND j.erased_at IS NULL AND c.enabled
   FOR UPDATE OF j
 ), key AS (
@@ -94,17 +94,17 @@ SELECT id FROM child
 
 def cancel(ids: Sequence[UUID], *, reason: Reason) -> list[Cancelled]:
     """Cancel waiting jobs and ask running ones to stop. A job that does not come back was settled or asked before."""
-    rows = execute(CANCEL, {"ids": list(ids), "reason": reason.value})
+    rows = execute(CANCEL, {"ids": uuids(ids), "reason": reason.value})
     return [Cancelled(id=i, state=JobState(state), may_have_acted=acted) for i, state, acted in rows]
 
 
 def close_dead_letters(ids: Sequence[UUID], *, resolution: str, by: str) -> set[UUID]:
     """Resolve open dead letters without running them again; returns those that were still open."""
-    rows: list[tuple[Any, ...]] = execute(CLOSE, {"ids": list(ids), "resolution": resolution, "by": by})
+    rows: list[tuple[Any, ...]] = execute(CLOSE, {"ids": uuids(ids), "resolution": resolution, "by": by})
     return {row[0] for row in rows}
 
 
 def replay(job_id: UUID, *, by: str) -> UUID | None:
     """Accept the child of a dead, expired or cancelled job; None when somebody was faster or its key moved on."""
-    rows = execute(REPLAY, {"ids": [job_id], "by": by})
+    rows = execute(REPLAY, {"ids": uuids([job_id]), "by": by})
     return rows[0][0] if rows else None

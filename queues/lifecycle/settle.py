@@ -6,9 +6,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-import msgspec
-
-from queues.lifecycle.sql import EPOCH, delta, execute, minute
+from queues.lifecycle.sql import EPOCH, delta, execute, minute, records, uuids
 from queues.states import REASON_CODES, JobState
 
 
@@ -67,14 +65,13 @@ SETTLED_ROWS: tuple[tuple[str, str, str, str], ...] = (
 
 # The row decides together with the verdict: evidence that arrived meanwhile and a requested cancel win over a failure,
 # evidence of this run wins over a cancel. Rows are locked in id order; what another fence holds is not touched.
+# The state is looked at after the lock: filtered before, the planner expects one row and joins 100 by 100.
 SETTLE = f"""
 WITH item AS (
-  SELECT * FROM unnest(%(ids)s::uuid[], %(fence)s::integer[], %(verdict)s::text[], %(evidence)s::text[],
-      %(result)s::text[], %(reason)s::text[], %(retry_in)s::float8[], %(failure)s::text[], %(fingerprint)s::text[],
-      %(seconds)s::float8[], %(on_stale)s::text[])
-    AS i (id, fence, verdict, evidence, result, reason, retry_in, failure, fingerprint, seconds, on_stale)
+  SELECT * FROM json_to_recordset(%(ends)s::json) AS i (id uuid, fence integer, verdict text, evidence jsonb,
+    result jsonb, reason text, retry_in float8, failure jsonb, fingerprint text, seconds float8, on_stale text)
 ), hit AS MATERIALIZED (
-  SELECT i.*, j.attempt, j.started_at, j.worker, now.at AS now, CASE
+  SELECT i.*, j.state AS was, j.attempt, j.started_at, j.worker, now.at AS now, CASE
       WHEN i.verdict = 'confirmed' OR j.evidence IS NOT NULL THEN 'confirmed'
       WHEN j.cancel_requested THEN 'cancelled'
       WHEN i.verdict = 'released' THEN 'accepted'
@@ -86,14 +83,14 @@ WITH item AS (
       ELSE 'attempts_exhausted' END AS why
   FROM queues_job j JOIN item i ON i.id = j.id AND i.fence = j.fence
   CROSS JOIN (SELECT jobs_clock() AS at) AS now
-  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state = 'processing'
+  WHERE j.id = ANY(%(ids)s::uuid[])
   ORDER BY j.id FOR UPDATE OF j
 ), moved AS (
   UPDATE queues_job j SET
     state = h.state,
     evidence = CASE h.state WHEN 'confirmed' THEN coalesce(j.evidence,
-      h.evidence::jsonb || jsonb_build_object('at', h.now)) END,
-    result = coalesce(h.result::jsonb, j.result),
+      h.evidence || jsonb_build_object('at', h.now)) END,
+    result = coalesce(h.result, j.result),
     reason = CASE h.state WHEN 'dead' THEN h.why WHEN 'expired' THEN 'stale' WHEN 'cancelled' THEN 'operator' END,
     resolution = CASE WHEN h.state IN ('dead', 'expired', 'cancelled') THEN 'open' END,
     attempt = j.attempt - (h.verdict = 'released')::integer,
@@ -104,13 +101,13 @@ WITH item AS (
     settled_at = CASE WHEN h.state NOT IN ('accepted', 'retrying') THEN h.now END,
     failures = CASE WHEN h.failure IS NULL THEN j.failures ELSE
       (CASE WHEN jsonb_array_length(j.failures) >= {FAILURES_KEPT} THEN j.failures - 1 ELSE j.failures END)
-      || (h.failure::jsonb || jsonb_build_object('attempt', h.attempt, 'started_at', h.started_at,
+      || (h.failure || jsonb_build_object('attempt', h.attempt, 'started_at', h.started_at,
         'finished_at', h.now, 'worker', h.worker)) END,
     fingerprint = coalesce(h.fingerprint, j.fingerprint)
-  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
+  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id AND h.was = 'processing'
   RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at,
     j.window_seconds, h.verdict, h.seconds, j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort,
-    'processing' AS was
+    h.was
 ), counted AS ({delta(
     *SETTLED_ROWS,
     (minute("m.finished_at"), "'failed'", "-1", "(m.verdict = 'failed')::integer"),
@@ -120,29 +117,10 @@ SELECT id, fence, state FROM moved
 """
 
 
-def _json(value: Any) -> str | None:
-    return None if value is None else msgspec.json.encode(value).decode()
-
-
 def settle(ends: Sequence[End]) -> dict[tuple[UUID, int], JobState]:
     """Write the ends of runs. Shape: (id, fence) → the state it led to.
 
     A pair that is missing was superseded: its lease was lost, and another run or a sweep decided.
     """
-    rows = execute(
-        SETTLE,
-        {
-            "ids": [end.id for end in ends],
-            "fence": [end.fence for end in ends],
-            "verdict": [end.verdict.value for end in ends],
-            "evidence": [_json(end.evidence) for end in ends],
-            "result": [_json(end.result) for end in ends],
-            "reason": [end.reason for end in ends],
-            "retry_in": [float(end.retry_in) for end in ends],
-            "failure": [_json(end.failure) for end in ends],
-            "fingerprint": [end.fingerprint for end in ends],
-            "seconds": [float(end.seconds) for end in ends],
-            "on_stale": [end.on_stale for end in ends],
-        },
-    )
+    rows = execute(SETTLE, {"ids": uuids(end.id for end in ends), "ends": records(ends)})
     return {(job_id, fence): JobState(state) for job_id, fence, state in rows}

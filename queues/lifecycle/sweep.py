@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from queues.lifecycle.settle import SETTLED_ROWS
-from queues.lifecycle.sql import delta, execute, minute
+from queues.lifecycle.sql import STATE, delta, execute, minute, uuids
 from queues.states import JobState
 
 # The contract of the job's own version; a version without a snapshot falls back to the newest one.
@@ -27,7 +27,7 @@ hit AS MATERIALIZED (
       WHEN j.crashes + j.alone::integer >= coalesce((r.fields ->> 'poison_after')::integer, c.poison_after) THEN 'dead'
       ELSE 'retrying' END AS state
   FROM queues_job j {_POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
-  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state = 'processing'
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing'
     AND (j.due_at < jobs_now() OR (j.id, j.fence) IN (SELECT id, fence FROM named))
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
@@ -58,7 +58,7 @@ WITH hit AS MATERIALIZED (
       WHEN j.state = 'awaiting_confirmation' THEN 'dead'
       WHEN coalesce(r.fields ->> 'on_stale', c.on_stale) = 'dead' THEN 'dead' ELSE 'expired' END AS state
   FROM queues_job j {_POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
-  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.state IN ('accepted', 'retrying', 'awaiting_confirmation')
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} IN ('accepted', 'retrying', 'awaiting_confirmation')
     AND j.expires_at <= jobs_now()
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
@@ -81,7 +81,7 @@ def rescue(ids: Sequence[UUID], *, dead_runs: Sequence[tuple[UUID, int]] = ()) -
     """Give up runs whose lease ran out, and those (id, fence) pairs whose process is known to be dead."""
     rows = execute(
         RESCUE,
-        {"ids": list(ids), "dead": [run[0] for run in dead_runs], "fences": [run[1] for run in dead_runs]},
+        {"ids": uuids(ids), "dead": uuids(run[0] for run in dead_runs), "fences": [run[1] for run in dead_runs]},
     )
     return {job_id: JobState(state) for job_id, state in rows}
 
@@ -93,4 +93,4 @@ def stale(*, limit: int) -> list[UUID]:
 
 def expire(ids: Sequence[UUID]) -> dict[UUID, JobState]:
     """End jobs past their max age, as their contract says."""
-    return {job_id: JobState(state) for job_id, state in execute(EXPIRE, {"ids": list(ids)})}
+    return {job_id: JobState(state) for job_id, state in execute(EXPIRE, {"ids": uuids(ids)})}

@@ -166,12 +166,12 @@ class Runner:
             payload_text=run.payload,
             idempotency_key=run.idempotency_key,
             group=run.group,
-            accepted_at=run.accepted_at,
-            deadline=run.expires_at,
+            accepted_epoch=run.accepted_at,
+            deadline_epoch=run.expires_at,
             maybe_duplicate=run.begun > 1,
-            previous_attempts=run.failures,
+            failures_text=run.failures,
             probe=run.probe,
-            trace=run.trace,
+            trace_text=run.trace,
             _cancelled=lambda: slot.told_to_stop(run.id, run.fence),
         )
 

@@ -7,7 +7,7 @@ from queues.scheduler.stage import Stage
 
 def register_services() -> None:
     """Register the services of `queues`."""
-    register(Service(name="stage", every_seconds=0.1, run_once=Stage().run_once))
+    register(Service(name="stage", every_seconds=0.05, run_once=Stage().run_once))
     register(Service(name="rescue", every_seconds=1.0, run_once=rescue.run_once))
     register(Service(name="expire", every_seconds=1.0, run_once=expire.run_once))
     register(Service(name="rollup", every_seconds=1.0, run_once=rollup.run_once))

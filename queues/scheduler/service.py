@@ -6,7 +6,6 @@ Any number of schedulers may run side by side: every service acts through guarde
 import logging
 import os
 import random
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _STOP_SECONDS: Final = 5.0
 _BACKOFF_CAP: Final = 10.0
+REPORT_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +50,15 @@ def run_forever(services: Sequence[Service], *, stop: threading.Event) -> None:
     threads = [threading.Thread(target=_loop, args=(service, stop), name=service.name, daemon=True) for service in services]
     for thread in threads:
         thread.start()
-    process = f"{socket.gethostname()[:100]}/{os.getpid()}"
-    while not stop.wait(2.0):
+    process = workers.own_id()
+    while True:
         try:
-            workers.report(process, kind="scheduler", hostname=socket.gethostname(), pid=os.getpid())
+            workers.report(process, kind="scheduler", hostname=workers.hostname(), pid=os.getpid())
         except Error as error:
             log.warning("scheduler: database does not answer: %s", error)
             connection.close()
+        if stop.wait(REPORT_SECONDS):
+            break
     for thread in threads:
         thread.join(_STOP_SECONDS)
     try:

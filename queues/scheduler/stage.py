@@ -1,24 +1,24 @@
 """Publish hints for work that is due, in chunks of about 100 ms, about one second of work ahead of the workers."""
 
 import itertools
-import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
 from queues import broker, contracts, histogram, lifecycle, outcomes, workers
 from queues.contracts import Contract
-
-log = logging.getLogger(__name__)
+from queues.lifecycle import Due
 
 CHUNK_SECONDS: Final = 0.1
 CHUNK_MOST: Final = 100
 SLOW_P95_SECONDS: Final = 0.05
 """A type at or above this, or without history, goes one id a message."""
 HISTORY_LEAST: Final = 20
-_READ_EVERY: Final = 2.0
+HINT_SECONDS: Final = 10.0
+"""A hint that was not claimed by then is published again."""
+_READ_EVERY: Final = 1.0
 _MESSAGES_LEAST, _MESSAGES_MOST = 3, 20
 
 
@@ -42,29 +42,36 @@ def pace_of(counts: Mapping[int, int]) -> Pace:
 
 @dataclass
 class Stage:
-    """The service's memory: what it read lately about types and workers."""
+    """The service's memory: what it read lately about types and workers, and which hints it sent."""
 
     read_at: float = float("-inf")
+    active: bool = False
     paces: dict[str, Pace] = field(default_factory=dict)
     walks: list[tuple[int, str]] = field(default_factory=list)
     slots: Mapping[str, int] = field(default_factory=dict)
+    sent: dict[str, dict[UUID, tuple[float, float]]] = field(default_factory=dict)
+    """By type: job → (when its hint was sent, the due time that it was sent for)."""
 
     def run_once(self) -> bool:
         """Publish one round. Returns True when there may be more to publish at once."""
         current = contracts.all_current()
         self._read(current)
+        if not self.active:
+            return False
         room = self._room(current)
-        if not room:
-            return False
-        walk = [(tier, name, room[name] * self._pace(name).chunk) for tier, name in self.walks if room.get(name)]
+        walk = []
+        for tier, name in self.walks:
+            if room.get(name):
+                self._forget(name)
+                walk.append((tier, name, room[name] * self._pace(name).chunk + len(self.sent.get(name, ()))))
         found = lifecycle.stageable(walk) if walk else {}
-        if not found:
-            return False
-        return self._publish(found, current)
+        fresh = {name: self._fresh(name, rows, room[name]) for name, rows in found.items()}
+        return self._publish({name: rows for name, rows in fresh.items() if rows}, current)
 
     def _read(self, current: Mapping[str, Contract]) -> None:
         if time.monotonic() - self.read_at < _READ_EVERY:
             return
+        self.active = workers.is_first_scheduler()
         self.paces = {name: pace_of(counts) for name, counts in outcomes.run_histograms().items()}
         self.slots = workers.slots_by_queue()
         # A type that moved to another tier leaves jobs behind that carry the old one.
@@ -88,24 +95,42 @@ class Stage:
                 continue
             slots = max(1, self.slots.get(queue, 0))
             for name in names:
-                free = slots * self._pace(name).messages_per_slot - waiting
-                if free > 0:
-                    room[name] = -(-free // len(names)) if len(names) > 1 else free
+                window = slots * self._pace(name).messages_per_slot
+                # A round has a price; it waits until a quarter of the window is free.
+                if window - waiting >= max(1, window // 4):
+                    room[name] = -(-(window - waiting) // len(names))
         return room
 
-    def _publish(self, found: Mapping[str, list[tuple[UUID, bool]]], current: Mapping[str, Contract]) -> bool:
-        ours = lifecycle.mark_published([job_id for rows in found.values() for job_id, _ in rows])
+    def _forget(self, name: str) -> None:
+        """Forget hints after HINT_SECONDS: what was not claimed by then is published again."""
+        sent, horizon = self.sent.get(name, {}), time.monotonic() - HINT_SECONDS
+        if sent:
+            self.sent[name] = {job_id: was for job_id, was in sent.items() if was[0] > horizon}
+
+    def _fresh(self, name: str, rows: Sequence[Due], messages: int) -> list[Due]:
+        """Return rows that no hint of ours is out for; a later due time means that the job came back."""
+        sent = self.sent.setdefault(name, {})
+        fresh = [row for row in rows if (was := sent.get(row.id)) is None or was[1] < row.due_at]
+        # What we sent and do not see was claimed; or newer work of a higher priority hides it, and then a second hint
+        # for it is sent later and finds nothing to do.
+        waiting = {row.id for row in rows}
+        self.sent[name] = {job_id: was for job_id, was in sent.items() if job_id in waiting}
+        return fresh[: messages * self._pace(name).chunk]
+
+    def _publish(self, found: Mapping[str, Sequence[Due]], current: Mapping[str, Contract]) -> bool:
         hints: list[tuple[str, list[UUID]]] = []
         for name, rows in found.items():
             queue = current[name].queue
+            # A lost worker makes dead letters of a whole chunk where the contract says dead.
             chunk = 1 if current[name].on_worker_lost == "dead" else self._pace(name).chunk
-            hints += [(queue, [job_id]) for job_id, alone in rows if alone and job_id in ours]
-            together = (job_id for job_id, alone in rows if not alone and job_id in ours)
-            hints += [(queue, ids) for ids in _chunks(together, chunk)]
-        if not broker.publish(hints):
-            lifecycle.mark_unpublished(sorted(ours))
+            hints += [(queue, [row.id]) for row in rows if row.alone]
+            hints += [(queue, ids) for ids in _chunks((row.id for row in rows if not row.alone), chunk)]
+        if not hints or not broker.publish(hints):
             return False
-        return bool(hints)
+        now = time.monotonic()
+        for name, rows in found.items():
+            self.sent[name].update({row.id: (now, row.due_at) for row in rows})
+        return True
 
 
 def _chunks(ids: Iterable[UUID], size: int) -> Iterable[list[UUID]]:

@@ -7,25 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobsboard.board import svg
+from jobsboard.board import chart, svg, timeline
 
 NOW = datetime(2026, 11, 21, 3, 17, tzinfo=UTC)
 NASTY = '"><script>alert(1)</script>&'
 
 
-def make_chart(*values: float | None, **overrides: object) -> svg.TimeChart:
+def make_chart(*values: float | None, **overrides: object) -> chart.TimeChart:
     fields = {
         "label": "Lag",
         "times": [NOW + timedelta(minutes=i) for i in range(len(values))],
-        "series": [svg.Series(name="p95", values=values, css="p95")],
+        "series": [chart.Series(name="p95", values=values, css="p95")],
         **overrides,
     }
-    return svg.TimeChart(**fields)  # type: ignore[arg-type]
+    return chart.TimeChart(**fields)  # type: ignore[arg-type]
 
 
-def make_life(**overrides: object) -> svg.Timeline:
+def make_life(**overrides: object) -> timeline.Timeline:
     fields = {"accepted": NOW, "until": NOW + timedelta(minutes=10), "state": "dead", **overrides}
-    return svg.Timeline(**fields)  # type: ignore[arg-type]
+    return timeline.Timeline(**fields)  # type: ignore[arg-type]
 
 
 def parse(markup: svg.Svg) -> ElementTree.Element:
@@ -39,11 +39,13 @@ def parse(markup: svg.Svg) -> ElementTree.Element:
         svg.bars([1, 2], label=NASTY, state=NASTY),
         svg.mix([(NASTY, 3)]),
         svg.meter(0.5, label=NASTY, state=NASTY),
-        svg.tchart(make_chart(1.0, 2.0, label=NASTY, show=lambda v: NASTY, target=1.0, target_label=NASTY)),
-        svg.tchart(make_chart(1.0, 2.0, marks=[(NOW, NASTY)])),
-        svg.tchart(make_chart(label=NASTY)),
-        svg.data_table(make_chart(1.0, 2.0, label=NASTY, series=[svg.Series(name=NASTY, values=[1, 2], css=NASTY)])),
-        svg.timeline(make_life(state=NASTY, window_at=NOW, window_label=NASTY, lanes=[(NOW, NOW, NASTY)])),
+        chart.tchart(make_chart(1.0, 2.0, label=NASTY, show=lambda v: NASTY, target=1.0, target_label=NASTY)),
+        chart.tchart(make_chart(1.0, 2.0, marks=[(NOW, NASTY)])),
+        chart.tchart(make_chart(label=NASTY)),
+        chart.data_table(
+            make_chart(1.0, 2.0, label=NASTY, series=[chart.Series(name=NASTY, values=[1, 2], css=NASTY)])
+        ),
+        timeline.timeline(make_life(state=NASTY, window_at=NOW, window_label=NASTY, lanes=[(NOW, NOW, NASTY)])),
     ],
 )
 def test_every_part_from_data_is_escaped(markup: svg.Svg) -> None:
@@ -58,7 +60,7 @@ def test_every_part_from_data_is_escaped(markup: svg.Svg) -> None:
 @pytest.mark.parametrize("values", [[], [None], [None, None], [float("nan"), None], [float("inf")]])
 def test_nothing_known_says_so(values: list[float | None]) -> None:
     assert "no data" in svg.spark(values, target=0.99, label="In window")
-    assert "no data" in svg.tchart(make_chart(*values))
+    assert "no data" in chart.tchart(make_chart(*values))
 
 
 @pytest.mark.parametrize("values", [[1.0] * 5, [0.0] * 5, [0.0], [0.5]])
@@ -66,9 +68,9 @@ def test_nothing_known_says_so(values: list[float | None]) -> None:
 def test_constant_data_draws(values: list[float], target: float | None) -> None:
     for markup in (
         svg.spark(values, target=target),
-        svg.tchart(make_chart(*values, values[0], target=target)),
-        svg.tchart(make_chart(*values, values[0], target=target, scale=svg.log_axis)),
-        svg.tchart(make_chart(*values, values[0], target=target, scale=svg.ratio_axis)),
+        chart.tchart(make_chart(*values, values[0], target=target)),
+        chart.tchart(make_chart(*values, values[0], target=target, scale=svg.log_axis)),
+        chart.tchart(make_chart(*values, values[0], target=target, scale=svg.ratio_axis)),
     ):
         parse(markup)
         assert "nan" not in markup
@@ -90,13 +92,13 @@ def test_only_what_is_below_the_promise_is_red() -> None:
 def test_no_style_no_script_no_ids() -> None:
     chart = make_chart(1.0, 5.0, 2.0, band=(NOW, NOW + timedelta(minutes=1)), marks=[(NOW, "release")])
     both = [
-        svg.Series(name="a", values=[1, 2, 3], css="l-acc"),
-        svg.Series(name="b", values=[1, None, 2], css="l-conf"),
+        chart.Series(name="a", values=[1, 2, 3], css="l-acc"),
+        chart.Series(name="b", values=[1, None, 2], css="l-conf"),
     ]
     for markup in (
-        svg.tchart(chart),
-        svg.tchart(make_chart(1, 2, 3, series=both, gap=("a", "b"))),
-        svg.timeline(make_life()),
+        chart.tchart(chart),
+        chart.tchart(make_chart(1, 2, 3, series=both, gap=("a", "b"))),
+        timeline.timeline(make_life()),
     ):
         assert " style=" not in markup
         assert " id=" not in markup  # repeated ids would confuse the morph
@@ -128,7 +130,7 @@ def test_ratio_axis_holds_every_value(values: list[float]) -> None:
 
 @given(st.lists(st.floats(min_value=0, max_value=180), min_size=1, max_size=6))
 def test_end_labels_never_touch(places: list[float]) -> None:
-    spread = svg.spread(sorted(places), gap=14, low=14, high=162)
+    spread = chart.spread(sorted(places), gap=14, low=14, high=162)
     assert all(after - before >= 14 - 1e-6 for before, after in zip(spread, spread[1:], strict=False))
     assert max(spread) <= 162
 
@@ -153,23 +155,23 @@ def test_mix_fits_its_width(parts: list[tuple[str, int]]) -> None:
 
 
 def test_timeline_of_every_state() -> None:
-    run = svg.Run(number=1, started=NOW + timedelta(seconds=1), ended=NOW + timedelta(seconds=2))
+    run = timeline.Run(number=1, started=NOW + timedelta(seconds=1), ended=NOW + timedelta(seconds=2))
     for state in svg.LOOKS:
-        markup = svg.timeline(make_life(state=state, runs=[run]))
+        markup = timeline.timeline(make_life(state=state, runs=[run]))
         assert f"is-{svg.look(state).css}" in markup
         assert "1 attempt" in markup
-    parse(svg.timeline(make_life(until=NOW)))
-    running = svg.Run(number=2, started=NOW + timedelta(minutes=9), ended=None)
-    assert "2 attempts" in svg.timeline(make_life(state="processing", runs=[run, running]))
+    parse(timeline.timeline(make_life(until=NOW)))
+    running = timeline.Run(number=2, started=NOW + timedelta(minutes=9), ended=None)
+    assert "2 attempts" in timeline.timeline(make_life(state="processing", runs=[run, running]))
 
 
 def test_timeline_says_late_only_when_the_window_passed() -> None:
-    assert "window passed" in svg.timeline(make_life(window_at=NOW + timedelta(minutes=1)))
-    assert "window passed" not in svg.timeline(make_life(window_at=NOW + timedelta(minutes=11)))
+    assert "window passed" in timeline.timeline(make_life(window_at=NOW + timedelta(minutes=1)))
+    assert "window passed" not in timeline.timeline(make_life(window_at=NOW + timedelta(minutes=11)))
 
 
 def test_data_table_keeps_the_newest_and_bounds_its_rows() -> None:
-    table = svg.data_table(make_chart(*[float(i) for i in range(720)]))
+    table = chart.data_table(make_chart(*[float(i) for i in range(720)]))
     assert 30 <= table.count("<tr>") <= 62
     assert ">719<" in table
 

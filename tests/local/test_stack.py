@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -41,8 +42,10 @@ def stack_directory() -> Iterator[Path]:
     """Name a directory that PostgreSQL's account can reach, also when the tests run as root."""
     path = layout.private_parent()[0] / f"jobsboard-test-{secrets.token_hex(4)}"
     yield path
-    wait_until(lambda: not processes_of(path), seconds=30)
-    shutil.rmtree(path, ignore_errors=True)
+    try:
+        wait_until(lambda: not processes_of(path), seconds=30)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
@@ -328,7 +331,7 @@ def test_up_says_when_it_serves_and_leaves_nothing(stack_directory: Path, start:
         kept = json.loads((stack_directory / "credentials.json").read_text())
         assert (words["password"], words["api_key"]) == (kept["password"], kept["api_key"])
         os.kill(pid_of(stack_directory, "web"), signal.SIGKILL)
-        wait_until(lambda url=words["url"]: serves(url), seconds=20)
+        wait_until(partial(serves, words["url"]), seconds=20)
         running.terminate()
         running.communicate(timeout=60)
         assert running.returncode == 0
