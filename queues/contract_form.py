@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.utils.html import format_html
 
 from queues import canonical, contract_rules, contract_versions, http_target, secrets_box, workers
-from queues.contract_fields import FIELDS, NOT_ENFORCED, SWITCHES
+from queues.contract_fields import FIELDS, NOT_ENFORCED, SWITCHES, default_of
 from queues.contract_rules import Findings, KeyTemplateError
 from queues.models import JobType, Tier
 
@@ -147,7 +147,10 @@ class SchemaField(forms.JSONField):
 class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
     """One contract, the reason for its change, and what to try it on."""
 
-    tier = forms.ModelChoiceField(Tier.objects.order_by("number"), empty_label=None, help_text=_HELP["tier"])
+    # A field declared here does not take its default from the model.
+    tier = forms.ModelChoiceField(
+        Tier.objects.order_by("number"), empty_label=None, initial=default_of("tier"), help_text=_HELP["tier"]
+    )
     runbook_url = forms.URLField(
         required=False,
         max_length=500,
@@ -157,7 +160,7 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
     )
     never_retry = LinesField(required=False, label=LABELS["never_retry"], help_text=_HELP["never_retry"])
     redact = LinesField(required=False, label=LABELS["redact"], help_text=_HELP["redact"])
-    schema = SchemaField(required=False, label=LABELS["schema"], help_text=_HELP["schema"])
+    schema = SchemaField(required=False, initial=dict, label=LABELS["schema"], help_text=_HELP["schema"])
     new_secret = forms.CharField(
         required=False,
         label="New secret",

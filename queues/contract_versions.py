@@ -70,8 +70,10 @@ def save(
     """Save a contract as a new version, or do nothing where nothing changed. Fields left out stay as they are.
 
     `target_secret` is text to be sealed, or None to remove it. Switches count for a new type only.
-    Raises: ContractInvalid, ContractChanged, ImproperlyConfigured (a secret without ENCRYPTION_KEYS).
+    Raises: ContractInvalid, ContractChanged, ValidationError (the name), ImproperlyConfigured (a secret without
+        ENCRYPTION_KEYS).
     """
+    JobType._meta.get_field("name").clean(name, None)
     with transaction.atomic():
         row = JobType.objects.select_for_update().filter(pk=name).first()
         if row is None and expected_version is None:

@@ -75,12 +75,21 @@ def read_body(request: HttpRequest, *, limit: int) -> bytes:
         stream = request.META["wsgi.input"]
     pieces: list[bytes] = []
     size = 0
-    while piece := stream.read(min(_CHUNK, limit + 1 - size)):
+    while piece := _read_some(stream, min(_CHUNK, limit + 1 - size)):
         pieces.append(piece)
         size += len(piece)
         if size > limit:
             raise _too_large(limit)
     return b"".join(pieces)
+
+
+def _read_some(stream: Any, size: int) -> bytes:
+    try:
+        piece: bytes = stream.read(size)
+    except OSError:
+        # The client went away, or its chunks are not chunks.
+        raise Problem("bad_request", "The body could not be read to its end.", status=400) from None
+    return piece
 
 
 def read(body: bytes, shape: type[_T]) -> _T:

@@ -167,7 +167,7 @@ def replay_job(request: HttpRequest, job_id: str) -> HttpResponse:
             raise Problem(error.code, f"{error.detail}.", status=409) from None
         except actions.JobNotFound:
             raise _no_such_job() from None
-        replayed = job_json.as_json(Job.objects.get(id=child))
+        replayed = job_json.as_json(job_json.readable().get(id=child))
     response = _json(replayed, status=201)
     response["Location"] = job_json.job_path(child)
     return response
@@ -203,7 +203,7 @@ def cancel_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
             raise Problem("not_cancellable", detail, status=409, state=error.state) from None
         except actions.JobNotFound:
             raise _no_such_job() from None
-        job.refresh_from_db()
+        job = job_json.readable().get(id=job.id)
     return _json(job_json.as_json(job))
 
 
@@ -259,7 +259,7 @@ def _read_back(answers: list[Receipt | EnqueueError]) -> dict[UUID, Job]:
     ids = [answer.job_id for answer in answers if isinstance(answer, Receipt)]
     try:
         with bounded():
-            return {job.id: job for job in Job.objects.filter(id__in=ids)}
+            return {job.id: job for job in job_json.readable().filter(id__in=ids)}
     except (DatabaseError, InterfaceError):
         return {}
 
@@ -297,7 +297,7 @@ def _result(
 
 def _find(text: str, *, key: Key) -> Job:
     """Return a job that the key may see. Raises: Problem 404 for any other."""
-    job = Job.objects.filter(id=UUID(text)).first() if _ID.fullmatch(text) else None
+    job = job_json.readable().filter(id=UUID(text)).first() if _ID.fullmatch(text) else None
     if job is None or not key.may_use(job.type):
         raise _no_such_job()
     return job

@@ -17,7 +17,7 @@ import msgspec
 from django.core import signing
 from django.http import QueryDict
 
-from jobsboard.api import times
+from jobsboard.api import job_json, times
 from jobsboard.api.keys import Key
 from jobsboard.api.problems import Problem, unknown_job_type
 from queues import contracts
@@ -27,7 +27,7 @@ from queues.states import JobState
 LOOK_AT_MOST: Final = 10_000
 """Rows that a filter without an index of its own may look at in one request."""
 LIMIT_DEFAULT: Final = 50
-LIMIT_MAX: Final = 200
+LIMIT_MAX: Final = 100
 _LINEAGE_MAX: Final = 50
 _SALT: Final = "jobsboard.api.cursor"
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,255}")
@@ -106,7 +106,7 @@ def _typed(query: Mapping[str, str]) -> dict[str, Any]:
 
 def _between(wanted: Filter) -> JobQuerySet:
     """Bound the ids, whose first 48 bits are milliseconds, so that partitions outside are never read."""
-    jobs = Job.objects.order_by("-id")
+    jobs = job_json.readable().order_by("-id")
     if wanted.since is not None:
         jobs = jobs.filter(id__gte=_first_id(times.read(wanted.since, pointer="since")))
     if wanted.until is not None:

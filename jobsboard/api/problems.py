@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 import uuid
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -19,6 +20,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, Un
 from jobsboard.api.database import is_transient
 from queues.accept import DedupeConflict, EnqueueError, PayloadInvalid
 from queues.canonical import JsonRefused
+from queues.redaction import redact_text
 
 CONTENT_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 5
@@ -140,7 +142,7 @@ def of_exception(error: BaseException) -> Problem:
         return Problem("forbidden", "This is not allowed.", status=403)
     if isinstance(error, (SuspiciousOperation, UnreadablePostError)):
         return Problem("bad_request", "The request could not be read.", status=400)
-    _log.error("The API failed: %s", type(error).__name__, exc_info=error)
+    _log.error("The API failed: %s", _redacted(error))
     return Problem("internal_error", "The request id names the error in our log.", status=500)
 
 
@@ -161,6 +163,12 @@ def request_id(request: HttpRequest) -> str:
     """Return the id of the request, also where the middleware did not come to give one."""
     given: str = getattr(request, "request_id", "")
     return given or uuid.uuid4().hex
+
+
+def _redacted(error: BaseException) -> str:
+    """Return a traceback without what PostgreSQL tells of the row: `DETAIL` would put payloads into the log."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return redact_text("\n".join(line for line in lines if not line.startswith(("DETAIL:", "CONTEXT:"))))
 
 
 def _of_enqueue_error(error: EnqueueError) -> Problem:
@@ -186,5 +194,5 @@ def _of_database_error(error: DatabaseError | InterfaceError) -> Problem:
             headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
             retryable=True,
         )
-    _log.error("The database refused a statement: %s", type(error).__name__, exc_info=error)
+    _log.error("The database refused a statement: %s", _redacted(error))
     return Problem("internal_error", "The request id names the error in our log.", status=500, retryable=False)

@@ -59,7 +59,7 @@ def _serve(supervisor: Supervisor, home: Layout, web: socket.socket, *, demo: bo
     servers = stack.start_servers(supervisor, home, secrets)
     env = stack.environment(servers, secrets, stack=home, url=url)
     if demo:
-        env |= processes.DEMO_ENV
+        env |= processes.DEMO_ENV | {"JOBSBOARD_DEMO_DIR": str(home.root / "demo")}
     say(f"servers up after {time.monotonic() - begun:.1f} s; logs in {home.logs}")
     for argv in processes.preparations(credentials=home.credentials, demo=demo):
         stack.run_step(supervisor, argv, stack=home, env=env)

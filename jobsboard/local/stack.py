@@ -30,6 +30,7 @@ SHARED_NAMES = (
     "ALLOWED_HOSTS",
     "PUBLIC_URL",
     "JOBSBOARD_HANDLERS",
+    "JOBSBOARD_DEMO_DIR",
 )
 #: Settings of the user's own that tests and measurements must not see.
 FOREIGN_NAMES = (

@@ -1,7 +1,8 @@
 """Template tags for the board's small pieces: icon, state, tier, times, numbers, charts.
 
-Not here: how a chart is drawn (board/svg.py, chart.py, timeline.py) and reading data. Text goes through `format_html`; charts come
-from svg.py as `Svg`, whose every part was escaped. A value that is not known is said so, never shown as zero.
+Not here: how a chart is drawn (board/svg.py, chart.py, timeline.py) and anything that reads data. Text goes through
+`format_html`; charts come as `Svg`, whose every part was escaped. A value that is not known is said so, never shown as
+zero.
 """
 
 import math

@@ -109,7 +109,7 @@ def test_size_limits(api: Api, path: str, monkeypatch: pytest.MonkeyPatch) -> No
     """H-02: announced, not announced, and chunked."""
     limit = 1024 * 1024 if path == "/jobs" else 16 * 1024 * 1024
     assert problem(api.post(path, b" " * (limit + 1)), 413, "payload_too_large")["limit"] == limit
-    chunked = {
+    chunked: dict[str, Any] = {
         "REQUEST_METHOD": "POST",
         "wsgi.input": io.BytesIO(b" " * (limit + 1)),
         "wsgi.input_terminated": True,

@@ -146,7 +146,8 @@ def test_replay(api: Api, path: str) -> None:
 
 def test_edited_replay_is_refused_openly(api: Api) -> None:
     job_id = _dead(api)
-    for change in ({"payload": {}}, {"dedupe_key": "x"}):
+    changes: list[dict[str, Any]] = [{"payload": {}}, {"dedupe_key": "x"}]
+    for change in changes:
         problem(api.post(f"/jobs/{job_id}/replay", {"reason": "x", **change}), 501, "edited_replay_unsupported")
 
 

@@ -90,13 +90,13 @@ def test_only_what_is_below_the_promise_is_red() -> None:
 
 
 def test_no_style_no_script_no_ids() -> None:
-    chart = make_chart(1.0, 5.0, 2.0, band=(NOW, NOW + timedelta(minutes=1)), marks=[(NOW, "release")])
+    drawing = make_chart(1.0, 5.0, 2.0, band=(NOW, NOW + timedelta(minutes=1)), marks=[(NOW, "release")])
     both = [
         chart.Series(name="a", values=[1, 2, 3], css="l-acc"),
         chart.Series(name="b", values=[1, None, 2], css="l-conf"),
     ]
     for markup in (
-        chart.tchart(chart),
+        chart.tchart(drawing),
         chart.tchart(make_chart(1, 2, 3, series=both, gap=("a", "b"))),
         timeline.timeline(make_life()),
     ):

@@ -17,15 +17,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import psycopg
 import pytest
+from django.contrib.auth import authenticate, get_user_model
+from django.core.management import call_command
 
 from jobsboard.local import layout, logs, ports
 from jobsboard.local.__main__ import main
 from jobsboard.local.commands import summary
 from jobsboard.local.errors import LocalStackError, UsageError
+from jobsboard.models import ApiKey
 
 Start = Callable[..., subprocess.Popen[str]]
 LOCAL = (sys.executable, "-m", "jobsboard.local")
@@ -344,3 +348,28 @@ def serves(url: str) -> bool:
         connection.sendall(b"GET /livez HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
         return b" 200 " in connection.recv(100)
     return False
+
+
+@pytest.mark.django_db
+def test_the_administrator_and_the_key_stay_the_same_and_are_reset_when_they_no_longer_fit(tmp_path: Path) -> None:
+    path = tmp_path / "credentials.json"
+
+    def ensured() -> dict[str, str]:
+        out = StringIO()
+        call_command("ensure_admin", credentials=path, stdout=out)
+        found: dict[str, str] = json.loads(path.read_text())
+        assert not any(found[secret] in out.getvalue() for secret in ("password", "api_key"))
+        return found
+
+    first = ensured()
+    assert path.stat().st_mode & 0o777 == 0o600
+    user = get_user_model().objects.get(username="admin")
+    user.set_password("changed by hand, long enough")
+    user.save()
+    assert ensured() == first
+    assert authenticate(username="admin", password=first["password"]) is not None
+
+    ApiKey.objects.all().delete()
+    again = ensured()
+    assert again["password"] == first["password"]
+    assert again["api_key"] != first["api_key"]

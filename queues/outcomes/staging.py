@@ -1,4 +1,4 @@
-"""The read side: rollups to lag, ratios and series. The only place with reporting SQL; nothing here writes."""
+"""What the stage asks: how long runs take, and which types have work."""
 
 from collections.abc import Mapping
 

@@ -1,0 +1,147 @@
+"""Counts over time from rollups: cohorts and their in-window ratio, acceptances, confirmations, failures."""
+
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from django.db import connection
+
+from queues.outcomes.ranges import Span
+
+Pair = tuple[int, str]
+
+_HAPPENED: Final = (
+    "accepted", "duplicates", "confirmed", "dead", "expired", "cancelled", "replayed", "runs", "failed", "lost"
+)  # fmt: skip
+_ROW: Final = ", ".join(f"r.{name}" for name in _HAPPENED)
+_NOTHING: Final = ", ".join("0" for _ in _HAPPENED)
+_SUMS: Final = ", ".join(f"sum({name})::bigint" for name in (*_HAPPENED, "due", "kept"))
+
+
+def _cohort(passed: str) -> str:
+    return f"CASE WHEN {passed} THEN greatest(r.ready - r.excluded, 0) ELSE 0 END, CASE WHEN {passed} THEN r.in_window ELSE 0 END"
+
+
+_WINDOW: Final = "make_interval(secs => r.window_seconds)"
+_MINUTE_PASSED: Final = f"r.at + interval '1 minute' + {_WINDOW} <= %(now)s"
+_HOUR_PASSED: Final = f"r.at + interval '1 hour' + {_WINDOW} <= %(now)s"
+
+# Minutes outside the whole hours, the hours, and of the one hour in which a window passes now its minutes' cohorts:
+# there the hour's own cohort does not count yet. Windows that no contract has any more count once their hour is over.
+_FLOW: Final = f"""
+WITH part (type, tier, at, {", ".join(_HAPPENED)}, due, kept) AS (
+  SELECT r.type, r.tier, r.at, {_ROW}, {_cohort(_MINUTE_PASSED)} FROM queues_outcomerollup r
+  WHERE r.grain = 'minute' AND r.at >= %(minutes)s AND r.at <= %(now)s AND (%(type)s::text IS NULL OR r.type = %(type)s)
+  UNION ALL
+  SELECT r.type, r.tier, r.at, {_ROW}, {_cohort(_HOUR_PASSED)} FROM queues_outcomerollup r
+  WHERE r.grain = 'hour' AND r.at >= %(since)s AND r.at < %(minutes)s AND (%(type)s::text IS NULL OR r.type = %(type)s)
+  UNION ALL
+  SELECT r.type, r.tier, r.at, {_NOTHING}, greatest(r.ready - r.excluded, 0), r.in_window
+  FROM (SELECT DISTINCT window_seconds, date_trunc('hour', %(now)s - make_interval(secs => window_seconds)) AS hour
+    FROM queues_jobtype) AS w
+  JOIN queues_outcomerollup r ON r.grain = 'minute' AND r.at >= greatest(w.hour, %(since)s) AND r.at < %(minutes)s
+    AND r.at < w.hour + interval '1 hour' AND r.window_seconds = w.window_seconds AND {_MINUTE_PASSED}
+    AND (%(type)s::text IS NULL OR r.type = %(type)s)
+)
+SELECT tier, type, floor(extract(epoch FROM at - %(since)s) / %(slot)s)::integer, {_SUMS}
+FROM part GROUP BY 1, 2, 3
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """What happened in some time. `due` and `kept` are of cohorts whose window has passed, in the time they were ready."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    confirmed: int = 0
+    dead: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    replayed: int = 0
+    runs: int = 0
+    failed: int = 0
+    lost: int = 0
+    due: int = 0
+    kept: int = 0
+
+    @property
+    def ratio(self) -> float | None:
+        """The share confirmed in its window; None while no window has passed."""
+        return min(self.kept / self.due, 1.0) if self.due else None
+
+    @property
+    def duplicate_rate(self) -> float | None:
+        """Duplicates suppressed, of everything that was sent."""
+        sent = self.accepted + self.duplicates
+        return self.duplicates / sent if sent else None
+
+    @property
+    def dead_rate(self) -> float | None:
+        """Dead, of everything that settled."""
+        settled = self.confirmed + self.dead + self.expired
+        return self.dead / settled if settled else None
+
+
+_NAMES: Final = tuple(field.name for field in fields(Counts))
+
+
+def add(counts: Iterable[Counts]) -> Counts:
+    """Sum counts."""
+    listed = [[getattr(one, name) for name in _NAMES] for one in counts]
+    return Counts(**dict(zip(_NAMES, map(sum, zip(*listed, strict=True)), strict=True))) if listed else Counts()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """Counts of every (tier, type) by slot; a slot without an event is not there."""
+
+    span: Span
+    pairs: Mapping[Pair, Mapping[int, Counts]]
+
+    def total(self, *, tier: int | None = None, name: str | None = None) -> Counts:
+        """Sum over the whole span."""
+        return add(one for slots in self._of(tier, name) for one in slots.values())
+
+    def series(self, *, tier: int | None = None, name: str | None = None) -> list[Counts]:
+        """Sum by slot, one entry for each."""
+        found: list[list[Counts]] = [[] for _ in self.span.slots]
+        for slots in self._of(tier, name):
+            for index, one in slots.items():
+                if 0 <= index < len(found):
+                    found[index].append(one)
+        return [add(several) for several in found]
+
+    def _of(self, tier: int | None, name: str | None) -> list[Mapping[int, Counts]]:
+        return [slots for (t, n), slots in self.pairs.items() if tier in (None, t) and name in (None, n)]
+
+
+def flow(span: Span, *, name: str | None = None) -> Flow:
+    """Read the counts of a span, of one type or of all."""
+    params: dict[str, Any] = {
+        "now": span.until,
+        "since": span.since,
+        "minutes": span.hours[1] if span.by_hour else span.since,
+        "slot": span.slot_seconds,
+        "type": name,
+    }
+    pairs: dict[Pair, dict[int, Counts]] = {}
+    with connection.cursor() as cursor:
+        cursor.execute(_FLOW, params)
+        for tier, of_type, slot, *sums in cursor.fetchall():
+            values = dict(zip((*_HAPPENED, "due", "kept"), map(int, sums), strict=True))
+            pairs.setdefault((tier, of_type), {})[slot] = Counts(**values)
+    return Flow(span=span, pairs=pairs)
+
+
+def below_since(series: Sequence[Counts], target: float, span: Span) -> dt.datetime | None:
+    """Return when the ratio fell below its target and stayed there; None while the newest known slot holds it."""
+    since = None
+    for begun, counts in zip(reversed(span.slots), reversed(series), strict=True):
+        if counts.ratio is None:
+            continue
+        if counts.ratio >= target:
+            break
+        since = begun
+    return since

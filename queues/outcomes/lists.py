@@ -1,0 +1,252 @@
+"""Pages of jobs, newest first: which index answers a filter, and the bound where none does.
+
+Not here: one job with everything (the model), counting.
+"""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+from django.db import connection
+
+from queues.states import OPEN, WAITING, JobState
+
+LOOK_AT_MOST: Final = 10_000
+"""Rows that a filter without an index of its own may look at in one request."""
+PAGE: Final = 50
+_LINEAGE_MAX: Final = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFilter:
+    """What a list shows. `dead_letters` are dead jobs that nobody has resolved."""
+
+    type: str | None = None
+    tiers: tuple[int, ...] = ()
+    state: str | None = None
+    reason: str | None = None
+    key: str | None = None
+    group: str | None = None
+    since: dt.datetime | None = None
+    until: dt.datetime | None = None
+    dead_letters: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRow:
+    """One line of a list."""
+
+    id: UUID
+    type: str
+    tier: int
+    state: str
+    dedupe_key: str | None
+    group: str | None
+    accepted_at: dt.datetime
+    ready_at: dt.datetime
+    due_at: dt.datetime | None
+    settled_at: dt.datetime | None
+    window_seconds: int
+    attempt: int
+    attempt_limit: int
+    worker: str | None
+    reason: str | None
+    resolution: str | None
+    cancel_requested: bool
+    error_class: str | None
+    message: str | None
+
+    @property
+    def lag_seconds(self) -> float | None:
+        """Seconds from ready to the end; None while open."""
+        return None if self.settled_at is None else max((self.settled_at - self.ready_at).total_seconds(), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPage:
+    """Jobs, the ids where its neighbours begin, and how far this request looked."""
+
+    rows: Sequence[JobRow] = field(default_factory=list)
+    newer: UUID | None = None
+    older: UUID | None = None
+    looked: int | None = None
+    """How many rows a filter without an index looked at; None when an index answered."""
+    complete: bool = True
+    """Nothing that fits is left out on the side to which the page was read."""
+
+
+_COLUMNS: Final = (
+    "id", "type", "tier", "state", "dedupe_key", "group", "accepted_at", "ready_at", "due_at", "settled_at",
+    "window_seconds", "attempt", "attempt_limit", "worker", "reason", "resolution", "cancel_requested",
+)  # fmt: skip
+_SELECT: Final = ", ".join(f'j."{name}"' for name in _COLUMNS)
+_LAST_ERROR: Final = (
+    "left(j.failures -> -1 ->> 'error_class', 120) AS error_class, left(j.failures -> -1 ->> 'message', 300) AS message"
+)
+_OPEN: Final = ", ".join(f"'{state}'" for state in OPEN)
+_WAITING: Final = ", ".join(f"'{state}'" for state in WAITING)
+_NARROW: Final = 'id, type, tier, state, reason, resolution, "group"'
+
+# Small states are read whole from their partial index; the order is the index's, so that it is the plan.
+_SUBSETS: Final[Mapping[str, str]] = {
+    JobState.PROCESSING: "state = 'processing' ORDER BY due_at",
+    JobState.AWAITING_CONFIRMATION: "state = 'awaiting_confirmation' ORDER BY due_at",
+    JobState.ACCEPTED: f"state IN ({_WAITING}) ORDER BY tier, type, priority DESC, due_at",
+    JobState.RETRYING: f"state IN ({_WAITING}) ORDER BY tier, type, priority DESC, due_at",
+}
+
+_PAGE: Final = """
+WITH RECURSIVE {before}looked AS MATERIALIZED ({source}),
+hit AS (SELECT id FROM looked WHERE {where} ORDER BY id {order} LIMIT %(limit)s)
+SELECT s.n, s.edge, {select}, {error}
+FROM (SELECT count(*) AS n, (SELECT id FROM looked ORDER BY id {far} LIMIT 1) AS edge FROM looked) AS s
+LEFT JOIN hit ON true LEFT JOIN queues_job j ON j.id = hit.id
+ORDER BY j.id DESC
+"""
+_LINEAGE: Final = """lineage (id, n) AS (
+  SELECT k.job_id, 1 FROM unnest(%(types)s::text[]) AS t (type)
+  JOIN queues_dedupekey k ON k.type = t.type AND k.key = %(key)s
+  UNION ALL
+  SELECT j.replay_of, n + 1 FROM lineage l JOIN queues_job j ON j.id = l.id
+  WHERE j.replay_of IS NOT NULL AND n < {most}
+), """
+
+
+def jobs(
+    wanted: JobFilter,
+    *,
+    types: Sequence[str],
+    counts: Mapping[str, int],
+    after: UUID | None = None,
+    before: UUID | None = None,
+) -> JobPage:
+    """Return one page. `types` are all types; `counts` says how many jobs of all types are in each open state.
+
+    A key is looked up, a small state and dead letters are read from their index; anything else looks at the newest
+    10,000 jobs (of its type), and the next page goes on from there.
+    """
+    backwards = before is not None
+    lead, source, looks = _source(wanted, types=types, counts=counts, backwards=backwards)
+    sql = _PAGE.format(
+        before=lead, source=source, where=_where(wanted, after=after, before=before), select=_SELECT, error=_LAST_ERROR,
+        order="ASC" if backwards else "DESC", far="DESC" if backwards else "ASC",
+    )  # fmt: skip
+    params = _params(wanted, types=types, after=after, before=before)
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        found = cursor.fetchall()
+    names = (*_COLUMNS, "error_class", "message")
+    rows = [JobRow(**dict(zip(names, row[2:], strict=True))) for row in found if row[2] is not None]
+    return _page(rows, looked=found[0][0], edge=found[0][1], looks=looks, after=after, before=before)
+
+
+def _page(
+    rows: list[JobRow], *, looked: int, edge: UUID | None, looks: bool, after: UUID | None, before: UUID | None
+) -> JobPage:
+    more = len(rows) > PAGE
+    if before is not None:
+        rows = rows[-PAGE:]
+    else:
+        rows = rows[:PAGE]
+    cut = looks and looked >= LOOK_AT_MOST
+    far = (rows[0] if before is not None else rows[-1]).id if more else edge if cut else None
+    near = (rows[-1] if before is not None else rows[0]).id if rows else before or after
+    return JobPage(
+        rows=rows,
+        newer=far if before is not None else near if after is not None else None,
+        older=near if before is not None else far,
+        looked=looked if looks else None,
+        complete=far is None,
+    )
+
+
+def _source(
+    wanted: JobFilter, *, types: Sequence[str], counts: Mapping[str, int], backwards: bool
+) -> tuple[str, str, bool]:
+    """Choose where candidates come from. Shape: CTEs before it, SQL, whether it is a bounded look."""
+    order = "ASC" if backwards else "DESC"
+    if wanted.key is not None:
+        return _LINEAGE.format(most=_LINEAGE_MAX), f"SELECT {_NARROW} FROM queues_job JOIN lineage USING (id)", False
+    page = " AND ".join(("true", *_page_bounds(wanted)))
+    if wanted.dead_letters:
+        return "", _dead_letters(wanted, order=order, page=page, types=len(types)), wanted.reason is not None
+    subset = _SUBSETS.get(wanted.state or "")
+    size = sum(counts.get(s, 0) for s in (WAITING if wanted.state in WAITING else (wanted.state or "",)))
+    if subset is not None and size < LOOK_AT_MOST:
+        return "", f"SELECT {_NARROW} FROM queues_job WHERE {subset} LIMIT {LOOK_AT_MOST}", False
+    one_type = " AND type = %(type)s" if wanted.type is not None else ""
+    filtered = bool(wanted.tiers or wanted.state or wanted.reason or wanted.group)
+    limit = LOOK_AT_MOST if filtered else PAGE + 1
+    return "", f"SELECT {_NARROW} FROM queues_job WHERE {page}{one_type} ORDER BY id {order} LIMIT {limit}", filtered
+
+
+def _dead_letters(wanted: JobFilter, *, order: str, page: str, types: int) -> str:
+    """Index job_dead (type, id): the newest of each type, then the newest of these."""
+    limit = LOOK_AT_MOST // max(types, 1) if wanted.reason is not None or wanted.tiers else PAGE + 1
+    return f"""SELECT d.* FROM unnest(%(types)s::text[]) AS t (type) CROSS JOIN LATERAL (
+      SELECT {_NARROW} FROM queues_job j
+      WHERE j.state = 'dead' AND j.resolution = 'open' AND j.type = t.type AND {page}
+      ORDER BY j.id {order} LIMIT {max(limit, PAGE + 1)}) AS d
+    WHERE %(type)s::text IS NULL OR d.type = %(type)s"""
+
+
+def _page_bounds(wanted: JobFilter) -> list[str]:
+    bounds = ["(%(after)s::uuid IS NULL OR id < %(after)s)", "(%(before)s::uuid IS NULL OR id > %(before)s)"]
+    return [*bounds, *_times(wanted)]
+
+
+def _times(wanted: JobFilter) -> list[str]:
+    """The id begins with its time, so partitions outside are not read."""
+    times = []
+    if wanted.since is not None:
+        times.append("id >= %(first)s")
+    if wanted.until is not None:
+        times.append("id < %(last)s")
+    return times
+
+
+def _where(wanted: JobFilter, *, after: UUID | None, before: UUID | None) -> str:
+    where = ["true", *_times(wanted)]
+    for condition, sql in (
+        (after, "id < %(after)s"),
+        (before, "id > %(before)s"),
+        (wanted.type, "type = %(type)s"),
+        (wanted.tiers or None, "tier = ANY(%(tiers)s)"),
+        (wanted.state, "state = %(state)s"),
+        (wanted.reason, "reason = %(reason)s"),
+        (wanted.group, '"group" = %(group)s'),
+        (wanted.dead_letters or None, "state = 'dead' AND resolution = 'open'"),
+    ):
+        if condition is not None:
+            where.append(sql)
+    return " AND ".join(where)
+
+
+def _params(wanted: JobFilter, *, types: Sequence[str], after: UUID | None, before: UUID | None) -> dict[str, Any]:
+    return {
+        "after": after, "before": before, "type": wanted.type, "tiers": list(wanted.tiers), "state": wanted.state,
+        "reason": wanted.reason, "key": wanted.key, "group": wanted.group, "limit": PAGE + 1,
+        "types": [wanted.type] if wanted.type is not None else list(types),
+        "first": _first_id(wanted.since), "last": _first_id(wanted.until),
+    }  # fmt: skip
+
+
+def _first_id(at: dt.datetime | None) -> UUID | None:
+    return None if at is None else UUID(int=max(0, int(at.timestamp() * 1000)) << 80)
+
+
+# Index job_open by (tier, type): the oldest first.
+_OLDEST: Final = f"""
+SELECT {_SELECT}, {_LAST_ERROR} FROM queues_job j
+WHERE state IN ({_OPEN}) AND tier = ANY(%(tiers)s::smallint[]) AND type = %(type)s ORDER BY ready_at LIMIT %(limit)s
+"""
+
+
+def oldest_jobs(name: str, *, tiers: Sequence[int], limit: int) -> list[JobRow]:
+    """Return the open jobs of a type that are ready for longest."""
+    with connection.cursor() as cursor:
+        cursor.execute(_OLDEST, {"type": name, "tiers": list(tiers), "limit": limit})
+        names = (*_COLUMNS, "error_class", "message")
+        return [JobRow(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
