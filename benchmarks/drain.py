@@ -104,7 +104,9 @@ def _warm() -> None:
     from queues.accept import Item, enqueue_many
 
     enqueue_many([Item(type="bench.noop", payload={"n": n}) for n in range(200)])
-    with running([sys.executable, "manage.py", "scheduler"], celery_command("jobsboard", "-Q", "tier2", "-n", "warm@%h")):
+    with running(
+        [sys.executable, "manage.py", "scheduler"], celery_command("jobsboard", "-Q", "tier2", "-n", "warm@%h")
+    ):
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with connection.cursor() as cursor:

@@ -9,7 +9,7 @@ app.conf.task_ignore_result = True
 app.conf.task_default_queue = "plain"
 
 
-@app.task
+@app.task  # type: ignore[untyped-decorator]
 def noop(number: int) -> str:
     """Return a reference at once; it goes nowhere."""
     return "r-1"

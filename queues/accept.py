@@ -128,7 +128,13 @@ def enqueue(
     Raises: DedupeConflict, PayloadInvalid, UnknownJobType, TypeDisabled, KeyInvalid, Overloaded.
     """
     item = Item(
-        type=type, payload=payload, dedupe_key=dedupe_key, group=group, priority=priority, run_at=run_at, max_age=max_age
+        type=type,
+        payload=payload,
+        dedupe_key=dedupe_key,
+        group=group,
+        priority=priority,
+        run_at=run_at,
+        max_age=max_age,
     )
     answer = enqueue_many([item], on_error="return")[0]
     if isinstance(answer, EnqueueError):
@@ -201,8 +207,7 @@ def _answer_repeat(job: NewJob, leader: NewJob, answer: Receipt | EnqueueError |
         if job.request_hash == leader.request_hash:
             return replace(answer, duplicate=True)
         return _conflict(job, answer.job_id)
-    assert answer is not None
-    return answer
+    return answer or Overloaded("its first in the batch has no answer", pointer="/dedupe_key")
 
 
 def _insert(jobs: Sequence[NewJob], answers: list[Receipt | EnqueueError | None]) -> None:
@@ -356,9 +361,13 @@ def _check_numbers(item: Item) -> None:
     if item.priority is not None and not -100 <= item.priority <= 100:
         raise PayloadInvalid("priority is from -100 to 100", code="invalid_priority", pointer="/priority")
     if item.max_age is not None and not 0 < item.max_age <= 365 * 86400:
-        raise PayloadInvalid("max_age is more than 0 and at most 365 days", code="invalid_max_age", pointer="/max_age_seconds")
+        raise PayloadInvalid(
+            "max_age is more than 0 and at most 365 days", code="invalid_max_age", pointer="/max_age_seconds"
+        )
     if item.run_at is not None and (item.run_at.tzinfo is None or item.delay_seconds is not None):
-        raise PayloadInvalid("run_at needs a time zone and excludes delay_seconds", code="invalid_datetime", pointer="/run_at")
+        raise PayloadInvalid(
+            "run_at needs a time zone and excludes delay_seconds", code="invalid_datetime", pointer="/run_at"
+        )
     if item.group is not None and not _KEY.fullmatch(item.group):
         raise PayloadInvalid("group is 1 to 255 visible ASCII characters", code="invalid_group", pointer="/group")
 

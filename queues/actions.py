@@ -92,7 +92,9 @@ def replay_job(job_id: UUID, *, actor: str, reason: str, source: str, request_id
 
 def _why_not_replayed(job: Job) -> NotReplayable:
     if job.state not in REPLAYABLE:
-        return NotReplayable("not_replayable", f"the job is {job.state}; only dead, expired or cancelled jobs are replayed")
+        return NotReplayable(
+            "not_replayable", f"the job is {job.state}; only dead, expired and cancelled ones are replayed"
+        )
     if job.replayed_by is not None:
         return NotReplayable("already_replayed", f"the job was replayed as {job.replayed_by}")
     if job.resolution != Resolution.OPEN:
@@ -131,5 +133,5 @@ def _get(job_id: UUID) -> Job:
 
 
 def _audit(action: str, job_id: UUID, *, actor: str, reason: str, source: str, request_id: str, after: Any) -> None:
-    audit.record(action, actor=actor, object_type="job", object_id=str(job_id), after=after, reason=reason[:REASON_CHARACTERS],
-           source=source, request_id=request_id)  # fmt: skip
+    audit.record(action, actor=actor, object_type="job", object_id=str(job_id), after=after,
+                 reason=reason[:REASON_CHARACTERS],           source=source, request_id=request_id)  # fmt: skip

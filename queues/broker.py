@@ -71,7 +71,9 @@ class _Channel:
                 "retry_on_timeout": False,
                 "max_retries": 0,
             }
-            self._connection = current_app.connection_for_write(transport_options=options, connect_timeout=SOCKET_SECONDS)
+            self._connection = current_app.connection_for_write(
+                transport_options=options, connect_timeout=SOCKET_SECONDS
+            )
             self._producer = Producer(self._connection.channel(), auto_declare=False)
         return self._producer
 
@@ -79,7 +81,7 @@ class _Channel:
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
             try:
-                connection.collapse()
+                connection.release()
             except Exception as error:  # a broken socket may fail again while it is closed
                 log.debug("closing the broker connection failed: %s", error)
 

@@ -118,9 +118,7 @@ def _create(
     return Saved(row, row.version, diff)
 
 
-def _change(
-    row: JobType, fields: Mapping[str, Any], *, actor: str, reason: str, source: str, request_id: str
-) -> Saved:
+def _change(row: JobType, fields: Mapping[str, Any], *, actor: str, reason: str, source: str, request_id: str) -> Saved:
     before = fields_of(row)
     after = {**before, **_plain(fields)}
     secret = fields.get(SECRET, row.target_secret)
@@ -206,9 +204,7 @@ def set_switch(
     return row
 
 
-def restore(
-    name: str, version: int, *, actor: str, reason: str, source: str = "admin", request_id: str = ""
-) -> Saved:
+def restore(name: str, version: int, *, actor: str, reason: str, source: str = "admin", request_id: str = "") -> Saved:
     """Save what an old version said as a new one. Secrets and switches stay as they are.
 
     Raises: ContractRevision.DoesNotExist, ContractInvalid when today's rules refuse it.

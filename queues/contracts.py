@@ -129,7 +129,9 @@ def of_version(name: str, version: int) -> Contract:
         return newest
     key = (name, version)
     if key not in _revisions:
-        row = ContractRevision.objects.filter(job_type_id=name, version=version).values_list("fields", flat=True).first()
+        row = (
+            ContractRevision.objects.filter(job_type_id=name, version=version).values_list("fields", flat=True).first()
+        )
         # A version without a snapshot can only be a row written by hand; its newest promise is the honest answer.
         _revisions[key] = row or {}
     kept = {k: v for k, v in _revisions[key].items() if k in _COLUMNS and k not in CURRENT_FIELDS}

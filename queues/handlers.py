@@ -88,7 +88,7 @@ class JobContext:
 
     @cached_property
     def previous_attempts(self) -> Sequence[Mapping[str, Any]]:
-        """Earlier runs that failed or were lost. Shape: attempt, started_at, finished_at, worker, error_class, message."""
+        """Runs that failed or were lost. Shape: attempt, started_at, finished_at, worker, error_class, message."""
         attempts: list[dict[str, Any]] = msgspec.json.decode(self.failures_text)
         return attempts
 

@@ -23,7 +23,7 @@ def seal(text: str) -> bytes:
     return _box(tuple(settings.ENCRYPTION_KEYS)).encrypt(text.encode())
 
 
-def open(sealed: bytes) -> str:  # noqa: A001 (the pair of seal; used as secrets_box.open)
+def open(sealed: bytes | memoryview) -> str:  # noqa: A001 (the pair of seal; used as secrets_box.open)
     """Decrypt a stored secret. Raises: CannotOpen, ImproperlyConfigured."""
     try:
         return _box(tuple(settings.ENCRYPTION_KEYS)).decrypt(bytes(sealed)).decode()
@@ -31,7 +31,7 @@ def open(sealed: bytes) -> str:  # noqa: A001 (the pair of seal; used as secrets
         raise CannotOpen("A stored secret was sealed with a key that is not in ENCRYPTION_KEYS.") from None
 
 
-def reseal(sealed: bytes) -> bytes:
+def reseal(sealed: bytes | memoryview) -> bytes:
     """Encrypt a stored secret anew with the first key, for a rotation. Raises: CannotOpen, ImproperlyConfigured."""
     return seal(open(sealed))
 

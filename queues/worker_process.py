@@ -62,7 +62,7 @@ def _start_heart(sender: Any, instance: Any, **_: Any) -> None:
 
 
 def _launch(arguments: dict[str, Any]) -> None:
-    _Worker.heart = subprocess.Popen(
+    _Worker.heart = subprocess.Popen(  # noqa: S603 (our own command)
         [sys.executable, "-m", "django", "heartbeat", json.dumps(arguments)],
         pass_fds=[arguments["fd"]],
         start_new_session=True,

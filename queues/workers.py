@@ -80,7 +80,7 @@ def forget_gone(*, after_seconds: int = 3600) -> int:
         cursor.execute(
             "DELETE FROM queues_workerprocess WHERE seen_at < jobs_now() - make_interval(secs => %s)", [after_seconds]
         )
-        return cursor.rowcount
+        return int(cursor.rowcount)
 
 
 def _family_memory(pid: int) -> int:

@@ -1,1 +1,1 @@
-"""The demo: sample contracts, real mails to a mail server that misbehaves at times, live traffic. Not for production."""
+"""The demo: sample contracts, real mails to a mail server that misbehaves at times, live traffic."""

@@ -11,7 +11,7 @@ from queues.lifecycle.settle import End, Verdict, settle
 from queues.lifecycle.sweep import expire, lost, rescue, stale
 
 __all__ = [
-    "Accepted", "Cancelled", "Due", "End", "Holder", "NewJob", "Run", "Verdict", "cancel", "claim", "close_dead_letters",
-    "count_duplicates", "expire", "fold", "heartbeat", "holders", "insert", "let_go", "lost",
+    "Accepted", "Cancelled", "Due", "End", "Holder", "NewJob", "Run", "Verdict", "cancel", "claim",
+    "close_dead_letters", "count_duplicates", "expire", "fold", "heartbeat", "holders", "insert", "let_go", "lost",
     "replay", "rescue", "settle", "stageable", "stale", "touch_board",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from queues.lifecycle.sql import EPOCH, delta, execute, minute, records
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """One job ready to be inserted: validated, hashed (hex), with its contract's numbers, and its place in the batch."""
+    """One job ready to be inserted: validated, hashed (hex), with its contract's numbers and its position."""
 
     position: int
     type: str
@@ -80,7 +80,8 @@ WITH item AS MATERIALIZED (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
     idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, due_at, expires_at, published_at,
     root, trace)
-  SELECT i.id, i.type, i.tier, i.priority, i.contract_version, i.payload::json, decode(i.request_hash, 'hex'), i.dedupe_key,
+  SELECT i.id, i.type, i.tier, i.priority, i.contract_version, i.payload::json, decode(i.request_hash, 'hex'),
+    i.dedupe_key,
     'jb_' || left(encode(sha256(convert_to(i.type, 'UTF8') || '\\x00'::bytea
       || convert_to(coalesce(i.dedupe_key, i.id::text), 'UTF8')), 'hex'), 32),
     i."group", i.attempt_limit, i.window_seconds, i.accepted_at, i.ready_at, i.ready_at,
@@ -89,11 +90,13 @@ WITH item AS MATERIALIZED (
   FROM item i LEFT JOIN held h ON h.job_id = i.id
   WHERE i.dedupe_key IS NULL OR h.job_id IS NOT NULL
   RETURNING id, type, tier, accepted_at, ready_at, window_seconds
-), counted AS ({delta(
-    (EPOCH, "'open.accepted'", "-1", "1"),
-    (minute("m.accepted_at"), "'accepted'", "-1", "1"),
-    (minute("m.ready_at"), "'ready'", "-1", "1", "m.window_seconds"),
-)})
+), counted AS ({
+    delta(
+        (EPOCH, "'open.accepted'", "-1", "1"),
+        (minute("m.accepted_at"), "'accepted'", "-1", "1"),
+        (minute("m.ready_at"), "'ready'", "-1", "1", "m.window_seconds"),
+    )
+})
 SELECT i.position, m.id, m.ready_at <= m.accepted_at FROM moved m JOIN item i ON i.id = m.id
 """
 
@@ -122,6 +125,7 @@ INSERT INTO queues_outcomedelta (at, type, tier, measure, n)
 SELECT date_trunc('minute', jobs_clock()), i.type, c.tier_id, 'duplicates', i.n
 FROM unnest(%(type)s::text[], %(n)s::integer[]) AS i (type, n) JOIN queues_jobtype c ON c.name = i.type
 """
+
 
 def insert(jobs: Sequence[NewJob]) -> list[Accepted]:
     """Insert jobs by position. A position that does not come back is a duplicate or its type is disabled.

@@ -45,11 +45,13 @@ WITH hit AS MATERIALIZED (
   FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
   RETURNING j.id, j.fence, j.type, j.contract_version, j.attempt, j.begun, j.payload::text, j.idempotency_key,
     j."group", j.accepted_at, j.expires_at, j.failures, j.probe, j.trace, h.lease_seconds, h.was, j.tier, j.started_at
-), counted AS ({delta(
-    (EPOCH, "'open.' || m.was", "-1", "-1"),
-    (EPOCH, "'open.processing'", "-1", "1"),
-    (minute("m.started_at"), "'runs'", "-1", "1"),
-)})
+), counted AS ({
+    delta(
+        (EPOCH, "'open.' || m.was", "-1", "-1"),
+        (EPOCH, "'open.processing'", "-1", "1"),
+        (minute("m.started_at"), "'runs'", "-1", "1"),
+    )
+})
 SELECT id, fence, type, contract_version, attempt, begun, payload, idempotency_key, "group",
   extract(epoch FROM accepted_at)::float8, extract(epoch FROM expires_at)::float8, failures::text, probe, trace::text,
   lease_seconds

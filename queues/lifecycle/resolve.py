@@ -83,11 +83,13 @@ WITH parent AS MATERIALIZED (
 ), moved AS (
   SELECT type, tier, CASE state WHEN 'dead' THEN -1 ELSE 0 END AS dead, 0 AS born, NULL::timestamptz AS at FROM marked
   UNION ALL SELECT type, tier, 0, 1, accepted_at FROM child
-), counted AS ({delta(
-    (EPOCH, "'open.dead'", "-1", "m.dead"),
-    (EPOCH, "'open.accepted'", "-1", "m.born"),
-    (minute("m.at"), "'replayed'", "-1", "m.born"),
-)})
+), counted AS ({
+    delta(
+        (EPOCH, "'open.dead'", "-1", "m.dead"),
+        (EPOCH, "'open.accepted'", "-1", "m.born"),
+        (minute("m.at"), "'replayed'", "-1", "m.born"),
+    )
+})
 SELECT id FROM child
 """
 

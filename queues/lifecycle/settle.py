@@ -108,11 +108,13 @@ WITH item AS (
   RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at,
     j.window_seconds, h.verdict, h.seconds, j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort,
     h.was
-), counted AS ({delta(
-    *SETTLED_ROWS,
-    (minute("m.finished_at"), "'failed'", "-1", "(m.verdict = 'failed')::integer"),
-    (minute("m.finished_at"), "'run'", "jobs_bucket(m.seconds)", "(m.verdict <> 'released')::integer"),
-)})
+), counted AS ({
+    delta(
+        *SETTLED_ROWS,
+        (minute("m.finished_at"), "'failed'", "-1", "(m.verdict = 'failed')::integer"),
+        (minute("m.finished_at"), "'run'", "jobs_bucket(m.seconds)", "(m.verdict <> 'released')::integer"),
+    )
+})
 SELECT id, fence, state FROM moved
 """
 

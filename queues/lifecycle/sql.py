@@ -18,7 +18,7 @@ GROUP BY d.at, m.type, m.tier, d.measure, d.bucket
 
 STATE = "(j.state || '')"
 """The state as an expression: a statement that names its ids must find them by the primary key. With the bare column
-the planner takes a partial index of some state when it believes that few rows are in it, and reads the whole backlog."""
+the planner takes a partial index of some state when it believes that few rows are in it, and reads them all."""
 
 EPOCH = "to_timestamp(0)"
 """The time of counts that have none: how many jobs are in a state now."""

@@ -15,9 +15,7 @@ def _in(words: Any) -> str:
     return "(" + ", ".join(f"'{word}'" for word in words) + ")"
 
 
-_LEGAL = _in(
-    f"{old}>{new}" for old, news in states.TRANSITIONS.items() for new in sorted(news)
-)
+_LEGAL = _in(f"{old}>{new}" for old, news in states.TRANSITIONS.items() for new in sorted(news))
 _OPEN, _WAITING, _TERMINAL = _in(states.OPEN), _in(states.WAITING), _in(states.TERMINAL)
 _RESOLUTION = ", ".join(f"'{column}'" for column in states.RESOLUTION_COLUMNS)
 

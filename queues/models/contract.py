@@ -124,12 +124,13 @@ class JobType(models.Model):
     overlap = models.CharField(
         max_length=9,
         default="none",
-        choices=[(word, word.replace("_", " ").capitalize()) for word in ("none", "keep_last", "throttle", "debounce", "replace")],
+        choices=[
+            (word, word.replace("_", " ").capitalize())
+            for word in ("none", "keep_last", "throttle", "debounce", "replace")
+        ],
     )
     overlap_seconds = models.PositiveIntegerField(default=0)
-    priority_default = models.SmallIntegerField(
-        default=0, validators=[MinValueValidator(-100), MaxValueValidator(100)]
-    )
+    priority_default = models.SmallIntegerField(default=0, validators=[MinValueValidator(-100), MaxValueValidator(100)])
     deferrable = models.BooleanField(default=False)
     dependency = models.CharField(max_length=64, blank=True)
     batch_size = models.PositiveIntegerField(default=1)

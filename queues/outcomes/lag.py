@@ -26,7 +26,8 @@ GROUP BY 1, 2, 3, 4
 _SERIES: Final = """
 SELECT floor(extract(epoch FROM at - %(since)s) / %(slot)s)::integer, bucket, sum(n)::bigint
 FROM queues_outcomehistogram
-WHERE measure = 'lag' AND (%(type)s::text IS NULL OR type = %(type)s) AND (%(tier)s::smallint IS NULL OR tier = %(tier)s)
+WHERE measure = 'lag' AND (%(type)s::text IS NULL OR type = %(type)s)
+  AND (%(tier)s::smallint IS NULL OR tier = %(tier)s)
   AND ((grain = 'hour' AND at >= %(since)s AND at < %(minutes)s)
     OR (grain = 'minute' AND at >= %(minutes)s AND at <= %(now)s))
 GROUP BY 1, 2

@@ -32,7 +32,7 @@ CROSS JOIN LATERAL (
   WHERE state IN ({", ".join(f"'{state}'" for state in OPEN)}) AND tier = w.tier AND type = w.type
   ORDER BY ready_at LIMIT 1
 ) AS j
-"""
+"""  # noqa: S608 (states only)
 
 _POOLS: Final = """
 SELECT kind, q, sum(slots), sum(busy), count(*), max(seen_at), max(seen_at) > jobs_now() - interval '30 seconds'

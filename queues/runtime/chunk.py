@@ -211,7 +211,7 @@ def _without_data(end: End, error: Exception) -> End:
     return End(
         id=end.id, fence=end.fence, verdict=end.verdict, reason=end.reason, retry_in=end.retry_in, seconds=end.seconds,
         on_stale=end.on_stale, failure=note if end.failure else None, fingerprint=end.fingerprint,
-        evidence={"kind": (end.evidence or {}).get("kind"), "ref": "(not storable)", "late": False} if end.evidence else None,
+        evidence=end.evidence and {"kind": end.evidence["kind"], "ref": "(not storable)", "late": False},
     )  # fmt: skip
 
 

@@ -56,9 +56,7 @@ def _judge(run: Run, outcome: Any, contract: Contract, started: float) -> End:
         evidence = {"kind": "reference", "ref": clean(str(ref))[:REF_CHARACTERS], "late": False}
     else:
         return _unconfirmed(run, outcome, contract, seconds)
-    return End(
-        id=run.id, fence=run.fence, verdict=Verdict.CONFIRMED, evidence=evidence, result=result, seconds=seconds
-    )
+    return End(id=run.id, fence=run.fence, verdict=Verdict.CONFIRMED, evidence=evidence, result=result, seconds=seconds)
 
 
 def _unconfirmed(run: Run, outcome: Any, contract: Contract, seconds: float) -> End:
@@ -168,5 +166,3 @@ def clean(text: str) -> str:
 def released(run: Run) -> End:
     """Return the end of a run whose body never began."""
     return End(id=run.id, fence=run.fence, verdict=Verdict.RELEASED)
-
-

@@ -115,4 +115,3 @@ class Heart:
             workers.sign_off(f"{self.node}/{self.parent}")
         except Error as error:
             log.warning("heartbeat: could not sign off: %s", error)
-

@@ -47,7 +47,9 @@ def registered() -> Sequence[Service]:
 
 def run_forever(services: Sequence[Service], *, stop: threading.Event) -> None:
     """Run services until `stop` is set, then let each finish what it does."""
-    threads = [threading.Thread(target=_loop, args=(service, stop), name=service.name, daemon=True) for service in services]
+    threads = [
+        threading.Thread(target=_loop, args=(service, stop), name=service.name, daemon=True) for service in services
+    ]
     for thread in threads:
         thread.start()
     process = workers.own_id()
@@ -78,6 +80,8 @@ def _loop(service: Service, stop: threading.Event) -> None:
         except Exception as error:  # a service never dies of one bad round: log, step back, go on
             failures += 1
             pause = min(service.every_seconds * 2**failures, _BACKOFF_CAP) * (0.5 + random.random() / 2)
-            log.warning("service %s failed, next try in %.1f s: %s: %s", service.name, pause, type(error).__name__, error)
+            log.warning(
+                "service %s failed, next try in %.1f s: %s: %s", service.name, pause, type(error).__name__, error
+            )
             connection.close()
     connection.close()

@@ -239,7 +239,7 @@ def in_threads(*functions: Callable[[], object]) -> None:
 @pytest.mark.concurrency
 def test_two_people_at_once_make_two_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     # Real commits: the audit log would keep its rows for ever, so it is left out here.
-    monkeypatch.setattr(contract_versions.audit, "record", lambda *args, **kwargs: None)
+    monkeypatch.setattr("queues.audit.record", lambda *args, **kwargs: None)
     barrier = threading.Barrier(4)
     versions: list[int | None] = []
 
