@@ -133,5 +133,13 @@ def _get(job_id: UUID) -> Job:
 
 
 def _audit(action: str, job_id: UUID, *, actor: str, reason: str, source: str, request_id: str, after: Any) -> None:
-    audit.record(action, actor=actor, object_type="job", object_id=str(job_id), after=after,
-                 reason=reason[:REASON_CHARACTERS],           source=source, request_id=request_id)  # fmt: skip
+    audit.record(
+        action,
+        actor=actor,
+        object_type="job",
+        object_id=str(job_id),
+        after=after,
+        reason=reason[:REASON_CHARACTERS],
+        source=source,
+        request_id=request_id,
+    )

@@ -112,7 +112,7 @@ FIELDSETS: Final = (
     (
         "Switches",
         "Count at once, for waiting jobs too. They are no part of a version, and contracts sync leaves them alone.",
-        (("enabled", "paused"),),
+        ("enabled", "paused"),
     ),
 )  # fmt: skip
 _FORM_ONLY: Final = frozenset({"new_secret", "remove_secret"})
@@ -351,7 +351,7 @@ def _number(text: str) -> int:
 
 
 def _seconds(value: float) -> str:
-    if value >= 120:
+    if value >= 60:
         minutes, seconds = divmod(round(value), 60)
         return f"{minutes}m {seconds:02d}s"
     return f"{value:.3g}s"

@@ -69,12 +69,16 @@ class _Channel:
                 "socket_timeout": SOCKET_SECONDS,
                 "socket_connect_timeout": SOCKET_SECONDS,
                 "retry_on_timeout": False,
-                "max_retries": 0,
+                # kombu's own defaults would try again after two seconds, in the caller's request.
+                "max_retries": 1,
+                "interval_start": 0,
+                "interval_step": 0,
+                "interval_max": 0,
             }
             self._connection = current_app.connection_for_write(
                 transport_options=options, connect_timeout=SOCKET_SECONDS
             )
-            self._producer = Producer(self._connection.channel(), auto_declare=False)
+            self._producer = Producer(self._connection.default_channel, auto_declare=False)
         return self._producer
 
     def _close(self) -> None:

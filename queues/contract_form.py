@@ -63,7 +63,7 @@ _HELP: Final = {
     "owner": "The team to ask.",
     "runbook_url": "What to do when it is late.",
     "tier": "New jobs take it; jobs that wait keep theirs.",
-    "pool": "Empty: the tier's own workers. Otherwise the queue is tier<n>.<pool>.",
+    "pool": "Empty: the tier's own workers. With mail in tier 1 the queue is tier1.mail.",
     "target_url": "For the HTTP handler: gets a signed POST for each job.",
     "target_secret_env": "Name of a variable of the workers that holds the signing secret.",
     "on_unconfirmed": "What becomes of a run that returned without the reference.",

@@ -121,8 +121,8 @@ DELETE FROM queues_dedupekey k USING (
 """
 
 DUPLICATES = """
-INSERT INTO queues_outcomedelta (at, type, tier, measure, n)
-SELECT date_trunc('minute', jobs_clock()), i.type, c.tier_id, 'duplicates', i.n
+INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
+SELECT date_trunc('minute', jobs_clock()), i.type, c.tier_id, 'duplicates', -1, i.n, 0
 FROM unnest(%(type)s::text[], %(n)s::integer[]) AS i (type, n) JOIN queues_jobtype c ON c.name = i.type
 """
 

@@ -7,15 +7,6 @@ from uuid import UUID
 import msgspec
 from django.db import connection
 
-DELTA = """
-INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
-SELECT d.at, m.type, m.tier, d.measure, d.bucket, sum(d.n), max(d.w)
-FROM moved m CROSS JOIN LATERAL (VALUES {rows}) AS d (at, measure, bucket, n, w)
-WHERE d.n <> 0 AND d.at IS NOT NULL
-GROUP BY d.at, m.type, m.tier, d.measure, d.bucket
-"""
-"""Counts of one statement, grouped. `moved` names the rows that it changed."""
-
 STATE = "(j.state || '')"
 """The state as an expression: a statement that names its ids must find them by the primary key. With the bare column
 the planner takes a partial index of some state when it believes that few rows are in it, and reads them all."""
@@ -30,12 +21,33 @@ def minute(column: str) -> str:
 
 
 def delta(*rows: tuple[str, str, str, str] | tuple[str, str, str, str, str]) -> str:
-    """Return the delta CTE's body. Shape of a row: SQL for at, measure, bucket, n, and the window where it matters."""
+    """Return SQL that writes the counts of one statement, grouped; `moved m` names the rows that it changed.
+
+    Shape of a row: SQL for at, measure, bucket and n, and the window where it matters. A row without a time or with
+    n = 0 is not written. The expressions are computed once for each job and grouped before they fan out into rows.
+    """
+    keys: dict[str, str] = {"m.type": "type", "m.tier": "tier"}
+
+    def column(sql: str, cast: str) -> str:
+        if "m." not in sql:
+            return f"({sql})::{cast}"
+        return "g." + keys.setdefault(f"({sql})::{cast}", f"k{len(keys)}")
+
+    casts = ("timestamptz", "text", "smallint", "integer", "integer")
     values = ", ".join(
-        f"({at}, {measure}, ({bucket})::smallint, ({n})::integer, {window[0] if window else '0'})"
-        for at, measure, bucket, n, *window in rows
+        "(" + ", ".join(column(sql, cast) for sql, cast in zip((*row, "0")[:5], casts, strict=True)) + ")"
+        for row in rows
     )
-    return DELTA.format(rows=values)
+    return f"""
+    INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
+    SELECT d.at, g.type, g.tier, d.measure, d.bucket, sum(d.n * g.jobs), max(d.w)
+    FROM (
+      SELECT {", ".join(f"{sql} AS {name}" for sql, name in keys.items())}, count(*) AS jobs FROM moved m
+      GROUP BY {", ".join(map(str, range(1, len(keys) + 1)))}
+    ) AS g CROSS JOIN LATERAL (VALUES {values}) AS d (at, measure, bucket, n, w)
+    WHERE d.n <> 0 AND d.at IS NOT NULL
+    GROUP BY d.at, g.type, g.tier, d.measure, d.bucket
+    """
 
 
 def uuids(ids: Iterable[UUID]) -> str:

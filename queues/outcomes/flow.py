@@ -52,7 +52,7 @@ FROM part GROUP BY 1, 2, 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """What happened in some time. `due` and `kept` are of the cohorts that became ready then and whose window passed."""
+    """What happened in some time. `due`, `kept`: of cohorts that became ready then, once their window passed."""
 
     accepted: int = 0
     duplicates: int = 0

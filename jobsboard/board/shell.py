@@ -1,0 +1,60 @@
+"""What every page shows around its content: navigation with counts that need action, environment, clock.
+
+Nothing is asked of the database unless the template uses it, and then one statement for all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from django.conf import settings
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.functional import SimpleLazyObject
+
+from jobsboard.roles import can
+from queues import outcomes
+
+Row = tuple[str, str, str, int | None, str]
+_KEPT: Final = "_jobsboard_board"
+
+
+def board_of(request: HttpRequest) -> outcomes.Board:
+    """Return how things stand, read once for a request."""
+    kept = request.__dict__
+    if _KEPT not in kept:
+        kept[_KEPT] = outcomes.board()
+    board: outcomes.Board = kept[_KEPT]
+    return board
+
+
+def context(request: HttpRequest) -> dict[str, Any]:
+    """Add the shell to a page; nothing for who is not logged in."""
+    user = getattr(request, "user", None)
+    if user is None or not user.is_authenticated:
+        return {}
+    return {
+        "environment": settings.JOBSBOARD_ENVIRONMENT,
+        "nav": SimpleLazyObject(lambda: _nav(request)),
+    }
+
+
+def _nav(request: HttpRequest) -> list[Row]:
+    if not can(request.user, "view"):
+        return []
+    board = board_of(request)
+    dead = board.count("dead")
+    rows: list[Row] = [
+        ("Overview", "home", reverse("overview"), None, ""),
+        ("Job types", "types", reverse("job-types"), len(board.types), ""),
+        ("Jobs", "jobs", reverse("jobs"), None, ""),
+        ("Dead letters", "dead", reverse("dead-letters"), dead, "bad" if dead else ""),
+        ("Signals", "", "", None, ""),
+        ("Audit log", "audit", reverse("audit"), None, ""),
+    ]
+    if getattr(request.user, "is_staff", False):
+        rows += [
+            ("Set up", "", "", None, ""),
+            ("Contracts", "contract", reverse("admin:queues_jobtype_changelist"), None, ""),
+        ]
+    return rows

@@ -1,0 +1,199 @@
+"""The overview's sentences: which tier keeps its promise, what needs attention. Pure functions of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from urllib.parse import urlencode
+
+from jobsboard.board.summary import TierLine, TypeLine
+from jobsboard.board.svg import duration
+from queues.outcomes import Lags, Processes
+
+ATTENTION_MAX: Final = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concern:
+    """One thing to look at, with one next step."""
+
+    css: str
+    text: str
+    evidence: str
+    since: datetime | None
+    url: str
+    action: str
+
+
+def sentence(tiers: Sequence[TierLine]) -> str:
+    """Say which tiers keep their promise."""
+    broken = [tier.number for tier in tiers if tier.breach]
+    kept = [tier.number for tier in tiers if tier.ratio is not None and not tier.breach]
+    unknown = [tier.number for tier in tiers if tier.ratio is None]
+    if not broken and not kept:
+        return "No promise has come due yet."
+    parts = []
+    if broken:
+        plural = len(broken) > 1
+        parts.append(f"{_tiers(broken)} {'are' if plural else 'is'} outside {'their' if plural else 'its'} promise.")
+    if kept and broken:
+        parts.append(f"{_tiers(kept)} hold{'' if len(kept) > 1 else 's'}.")
+    elif len(kept) == len(tiers):
+        parts.append("All tiers keep their promise.")
+    elif kept:
+        parts.append(f"{_tiers(kept)} keep{'' if len(kept) > 1 else 's'} the promise.")
+    if unknown:
+        parts.append(f"{_tiers(unknown)} {'have' if len(unknown) > 1 else 'has'} no data.")
+    return " ".join(parts)
+
+
+def _tiers(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"Tier {numbers[0]}"
+    return f"Tiers {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def cause(types: Sequence[TypeLine], *, range_name: str) -> str:
+    """Say which types are late, since when, and how many jobs are dead."""
+    late = [line for line in types if line.breach]
+    parts = []
+    if late:
+        since = [line.since for line in late if line.since is not None]
+        begun = f" since {min(since):%H:%M}" if since else ""
+        names = late[0].name if len(late) == 1 else f"{len(late)} of {len(types)} job types"
+        parts.append(f"{names} {'is' if len(late) == 1 else 'are'} late{begun}.")
+    elif types:
+        parts.append(f"No job type is late in the last {range_name}.")
+    parts.append(_dead_words(types))
+    return " ".join(parts)
+
+
+def _dead_words(types: Sequence[TypeLine]) -> str:
+    dead, critical = sum(line.dead for line in types), sum(line.dead for line in types if line.tier == 1)
+    if not dead:
+        return "No dead letters."
+    of_them = f", {critical:,} of them in tier 1" if critical and critical != dead else ""
+    return f"{dead:,} dead letter{'' if dead == 1 else 's'}{of_them}."
+
+
+def concerns(
+    types: Sequence[TypeLine], tiers: Sequence[TierLine], lags: Lags, processes: Processes, *, broker: bool, now: datetime
+) -> list[Concern]:
+    """List what needs attention, worst first."""
+    late = [line for line in types if line.breach]
+    return [
+        *_machinery(tiers, processes, broker=broker, now=now),
+        *(_late(line) for line in late),
+        *(_overdue(line) for line in types if line.overdue and not line.breach and not line.paused),
+        *(_dead(line, lags) for line in sorted(types, key=lambda t: (t.tier, -t.dead)) if line.dead),
+        *(_paused(line) for line in types if line.paused and line.open),
+    ]
+
+
+def _machinery(tiers: Sequence[TierLine], processes: Processes, *, broker: bool, now: datetime) -> list[Concern]:
+    found = []
+    for tier in tiers:
+        if tier.waiting and not tier.slots:
+            found.append(
+                Concern(
+                    css="dead",
+                    text=f"No worker on tier {tier.number}: {_jobs(tier.waiting)} wait",
+                    evidence="They are stored and will run as soon as a worker consumes this tier",
+                    since=None,
+                    url="/jobs/?" + urlencode({"state": "accepted", "tier": tier.number}),
+                    action="See jobs",
+                )
+            )
+    if not processes.scheduler_alive:
+        seen = processes.scheduler_seen_at
+        ago = f"last seen {duration((now - seen).total_seconds())} ago" if seen else "none was ever seen"
+        found.append(
+            Concern(
+                css="dead",
+                text="No scheduler is running",
+                evidence=f"Retries, rescues and expiry wait, and these numbers stand still; {ago}",
+                since=seen,
+                url="/audit/",
+                action="Audit log",
+            )
+        )
+    if not broker:
+        found.append(
+            Concern(
+                css="retrying",
+                text="The broker does not answer",
+                evidence="Jobs are accepted and kept; workers hear of them when it is back",
+                since=None,
+                url="/jobs/?state=accepted",
+                action="See jobs",
+            )
+        )
+    return found
+
+
+def _late(line: TypeLine) -> Concern:
+    waiting = dict(line.mix).get("retrying", 0)
+    parts = [f"{line.open:,} open" if line.open else "none open"]
+    if waiting:
+        parts.append(f"{waiting:,} retrying")
+    if line.dead:
+        parts.append(f"{line.dead:,} dead")
+    if line.lag.p95 is not None:
+        parts.append(f"p95 {duration(line.lag.p95)}")
+    if line.oldest_seconds is not None:
+        parts.append(f"the oldest is ready for {duration(line.oldest_seconds)}")
+    share = f"{int((line.ratio or 0) * 10_000) / 100:g}%"
+    return Concern(
+        css="dead",
+        text=f"{line.name} is late: {share} confirmed within {duration(line.window_seconds)}",
+        evidence=f"Promise {line.target * 100:g}%. {', '.join(parts).capitalize()}",
+        since=line.since,
+        url=f"/types/{line.name}/",
+        action="Why",
+    )
+
+
+def _overdue(line: TypeLine) -> Concern:
+    return Concern(
+        css="retrying",
+        text=f"{line.name}: the oldest open job is past its window",
+        evidence=f"Ready for {duration(line.oldest_seconds or 0)}, window {duration(line.window_seconds)};"
+        f" {_jobs(line.open)} open",
+        since=None,
+        url="/jobs/?" + urlencode({"type": line.name}),
+        action="See jobs",
+    )
+
+
+def _dead(line: TypeLine, lags: Lags) -> Concern:
+    reasons: dict[str, int] = {}
+    for (_, name), found in lags.dead.items():
+        if name == line.name:
+            for reason, n in found.items():
+                reasons[reason] = reasons.get(reason, 0) + n
+    listed = ", ".join(f"{n:,} {reason}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])[:3])
+    return Concern(
+        css="retrying",
+        text=f"{line.dead:,} {line.name} job{' is' if line.dead == 1 else 's are'} dead",
+        evidence=f"In this range: {listed}" if listed else "None died in this range",
+        since=None,
+        url="/dlq/?" + urlencode({"type": line.name}),
+        action=f"Review {line.dead:,}",
+    )
+
+
+def _paused(line: TypeLine) -> Concern:
+    return Concern(
+        css="retrying",
+        text=f"{line.name} is paused",
+        evidence=f"{_jobs(line.open)} open; nothing is claimed until somebody resumes it",
+        since=None,
+        url=f"/types/{line.name}/",
+        action="Open",
+    )
+
+
+def _jobs(n: int) -> str:
+    return f"{n:,} job{'' if n == 1 else 's'}"

@@ -1,0 +1,71 @@
+"""What tests of every folder share: fresh caches, a clock that can be moved, a database that really commits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from django.db import connection, connections
+from pytest_django import DjangoDbBlocker
+
+from queues import contracts
+
+
+@pytest.fixture(autouse=True)
+def _fresh_contracts() -> Iterator[None]:
+    """Let no test see the contracts of the one before."""
+    contracts.forget()
+    yield
+    contracts.forget()
+
+
+_CLOCK = {
+    "jobs_now": ("STABLE", "statement_timestamp()"),
+    "jobs_clock": ("VOLATILE", "clock_timestamp()"),
+}
+
+
+@pytest.fixture
+def shift_clock(db: None) -> Callable[[str], None]:
+    """Return a function that moves the database's clock by an interval; the test's rollback moves it back."""
+    with connection.cursor() as cursor:
+        for name, (kind, now) in _CLOCK.items():
+            cursor.execute(
+                f"CREATE OR REPLACE FUNCTION {name}() RETURNS timestamptz LANGUAGE sql {kind} PARALLEL SAFE AS"
+                f" $$SELECT {now} + coalesce(nullif(current_setting('jobs.shift', true), ''), '0')::interval$$"
+            )
+
+    def shift(interval: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('jobs.shift', %s, true)", [interval])
+
+    return shift
+
+
+_EMPTY = """
+ALTER TABLE queues_auditentry DISABLE TRIGGER USER;
+TRUNCATE queues_job, queues_dedupekey, queues_jobtype, queues_contractrevision, queues_outcomedelta,
+  queues_outcomerollup, queues_outcomehistogram, queues_statecount, queues_workerprocess, queues_auditentry CASCADE;
+ALTER TABLE queues_auditentry ENABLE TRIGGER USER;
+"""
+
+
+@pytest.fixture
+def committed_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """Let a test commit for real, and empty the tables of `queues` afterwards.
+
+    pytest-django's `transactional_db` cannot do it: its flush takes the rows that migrations made, does not know the
+    unmanaged jobs table, and the audit log refuses TRUNCATE.
+    """
+    with django_db_blocker.unblock():
+        _empty()
+        try:
+            yield
+        finally:
+            _empty()
+            connections.close_all()
+
+
+def _empty() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_EMPTY)

@@ -1,0 +1,164 @@
+"""Rows for tests, as plain functions. Jobs made here skip `lifecycle`, so no counts are written for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from django.db import connection
+
+from queues import contracts, lifecycle
+from queues.accept import Item, enqueue_many
+from queues.lifecycle import End, Run, Verdict
+from queues.models import ContractRevision, Job, JobType
+from queues.states import JobState
+
+S = JobState
+TYPE: Final = "test.job"
+WORKER: Final = "test/1.1"
+
+_SETTLED: Final = {"due_at": "NULL", "settled_at": "jobs_clock()"}
+COLUMNS_OF: Final[Mapping[JobState, Mapping[str, str]]] = {
+    S.ACCEPTED: {"due_at": "jobs_clock()", "settled_at": "NULL", "reason": "NULL", "resolution": "NULL"},
+    S.PROCESSING: {
+        "due_at": "jobs_clock() + interval '15 s'",
+        "settled_at": "NULL",
+        "reason": "NULL",
+        "resolution": "NULL",
+        "started_at": "jobs_clock()",
+        "worker": f"'{WORKER}'",
+    },
+    S.AWAITING_CONFIRMATION: {
+        "due_at": "jobs_clock() + interval '60 s'",
+        "settled_at": "NULL",
+        "reason": "NULL",
+        "resolution": "NULL",
+    },
+    S.RETRYING: {"due_at": "jobs_clock()", "settled_at": "NULL", "reason": "NULL", "resolution": "NULL"},
+    S.CONFIRMED: {
+        **_SETTLED,
+        "evidence": """'{"kind": "return", "ref": null, "late": false}'""",
+        "reason": "NULL",
+        "resolution": "NULL",
+    },
+    S.DEAD: {**_SETTLED, "reason": "'permanent_error'", "resolution": "'open'"},
+    S.EXPIRED: {**_SETTLED, "reason": "'stale'", "resolution": "'open'"},
+    S.CANCELLED: {**_SETTLED, "reason": "'operator'", "resolution": "'open'"},
+}
+"""What the constraints want of a row in each state, as SQL."""
+
+_WAY: Final[Mapping[JobState, tuple[JobState, ...]]] = {
+    S.ACCEPTED: (),
+    S.AWAITING_CONFIRMATION: (S.PROCESSING, S.AWAITING_CONFIRMATION),
+    S.RETRYING: (S.PROCESSING, S.RETRYING),
+}
+
+
+def sql(statement: str, *params: Any) -> list[tuple[Any, ...]]:
+    """Run one statement and return its rows."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement, params or None)
+        return list(cursor.fetchall()) if cursor.description else []
+
+
+def assignments(state: JobState) -> str:
+    """Return the SET list that moves a row to a state as its constraints want it."""
+    return ", ".join([f"state = '{state}'", *(f"{name} = {value}" for name, value in COLUMNS_OF[state].items())])
+
+
+def make_type(name: str = TYPE, **overrides: Any) -> JobType:
+    """Make a job type with its first revision, as the admin does."""
+    kind = JobType.objects.create(**{"name": name, "tier_id": 2, "success": "return", "jitter": "none", **overrides})
+    fields = {f.attname: f.value_from_object(kind) for f in JobType._meta.concrete_fields}
+    kept = {k: v for k, v in fields.items() if k not in ("target_secret", "created_at", "changed_at", "tier_id", "name")}
+    ContractRevision.objects.create(job_type=kind, version=kind.version, fields=kept, actor="test")
+    contracts.forget()
+    return kind
+
+
+def make_job(state: JobState = S.ACCEPTED, **overrides: Any) -> Job:
+    """Insert a job and walk it to a state by raw SQL. Overrides are column values, set in the last step."""
+    kind = overrides.pop("type", TYPE)
+    job_id: UUID = sql(
+        """
+        INSERT INTO queues_job (id, type, tier, contract_version, attempt_limit, window_seconds, due_at, ready_at,
+          expires_at, accepted_at, request_hash, idempotency_key, root, payload)
+        SELECT id, %s, 2, 1, 5, 60, now, now, now + interval '7 days', now, sha256('{}'), 'jb_' || id, id, '{}'
+        FROM (SELECT jobs_uuid7() AS id, jobs_clock() AS now) AS t RETURNING id
+        """,
+        kind,
+    )[0][0]
+    for step in _WAY.get(state, (state,)):
+        sql(f"UPDATE queues_job SET {assignments(step)} WHERE id = %s", job_id)
+    if overrides:
+        set_columns(job_id, **overrides)
+    return get(job_id)
+
+
+def set_columns(job_id: UUID, **values: Any) -> None:
+    """Write columns of an open row by hand. A `raw_` prefix takes the value as SQL."""
+    names = [f'"{k.removeprefix("raw_")}" = ' + (v if k.startswith("raw_") else "%s") for k, v in values.items()]
+    params = [v for k, v in values.items() if not k.startswith("raw_")]
+    sql(f"UPDATE queues_job SET {', '.join(names)} WHERE id = %s", *params, job_id)
+
+
+def get(job_id: UUID) -> Job:
+    """Read a job."""
+    return Job.objects.get(id=job_id)
+
+
+def accept(n: int = 1, *, kind: str = TYPE, **overrides: Any) -> list[UUID]:
+    """Accept jobs through the front door and return their ids."""
+    return [receipt.job_id for receipt in enqueue_many([Item(type=kind, payload={"n": i}, **overrides) for i in range(n)])]
+
+
+def claim(ids: Sequence[UUID], *, worker: str = WORKER) -> list[Run]:
+    """Claim jobs and insist that all of them were claimed."""
+    runs = lifecycle.claim(ids, worker=worker)
+    assert {run.id for run in runs} == set(ids)
+    return runs
+
+
+def confirmed(run: Run, ref: str | None = "ref-1", **overrides: Any) -> End:
+    """Return the end of a run that had its evidence."""
+    evidence = {"kind": "reference", "ref": ref, "late": False}
+    return End(**{"id": run.id, "fence": run.fence, "verdict": Verdict.CONFIRMED, "evidence": evidence, **overrides})
+
+
+def failed(run: Run, **overrides: Any) -> End:
+    """Return the end of a run that failed."""
+    failure = {"error_class": "Boom", "message": "boom", "traceback": ""}
+    return End(**{"id": run.id, "fence": run.fence, "verdict": Verdict.FAILED, "failure": failure, **overrides})
+
+
+def released(run: Run) -> End:
+    """Return the end of a run whose body never began."""
+    return End(id=run.id, fence=run.fence, verdict=Verdict.RELEASED)
+
+
+def lose_lease(*ids: UUID) -> None:
+    """Let leases run out."""
+    for job_id in ids:
+        set_columns(job_id, raw_due_at="jobs_now() - interval '1 s'")
+
+
+def state_counts() -> dict[str, int]:
+    """Return the folded counts by state, without zeros."""
+    rows = sql("SELECT state, sum(n)::bigint FROM queues_statecount GROUP BY state HAVING sum(n) <> 0")
+    return {state: int(n) for state, n in rows}
+
+
+def true_counts() -> dict[str, int]:
+    """Return what the folded counts must be: open states, and dead letters that nobody resolved."""
+    rows = sql(
+        "SELECT state, count(*) FROM queues_job WHERE state NOT IN ('confirmed', 'expired', 'cancelled')"
+        " AND (state <> 'dead' OR resolution = 'open') GROUP BY state"
+    )
+    return {state: int(n) for state, n in rows}
+
+
+def fold_all() -> None:
+    """Fold every delta."""
+    while lifecycle.fold():
+        pass
