@@ -89,10 +89,12 @@ def make_job(state: JobState = S.ACCEPTED, **overrides: Any) -> Job:
         """,
         kind,
     )[0][0]
-    for step in _WAY.get(state, (state,)):
+    *before, last = _WAY.get(state, (state,)) or (S.ACCEPTED,)
+    for step in before:
         sql(f"UPDATE queues_job SET {assignments(step)} WHERE id = %s", job_id)
-    if overrides:
-        set_columns(job_id, **overrides)
+    named = {name.removeprefix("raw_") for name in overrides}
+    usual = {f"raw_{name}": value for name, value in COLUMNS_OF[last].items() if name not in named}
+    set_columns(job_id, state=last.value, **usual, **overrides)
     return get(job_id)
 
 

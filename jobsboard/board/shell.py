@@ -16,15 +16,15 @@ from jobsboard.roles import can
 from queues import outcomes
 
 Row = tuple[str, str, str, int | None, str]
-_KEPT: Final = "_jobsboard_board"
+KEPT: Final = "_jobsboard_board"
 
 
 def board_of(request: HttpRequest) -> outcomes.Board:
     """Return how things stand, read once for a request."""
     kept = request.__dict__
-    if _KEPT not in kept:
-        kept[_KEPT] = outcomes.board()
-    board: outcomes.Board = kept[_KEPT]
+    if KEPT not in kept:
+        kept[KEPT] = outcomes.board()
+    board: outcomes.Board = kept[KEPT]
     return board
 
 

@@ -79,7 +79,13 @@ def _dead_words(types: Sequence[TypeLine]) -> str:
 
 
 def concerns(
-    types: Sequence[TypeLine], tiers: Sequence[TierLine], lags: Lags, processes: Processes, *, broker: bool, now: datetime
+    types: Sequence[TypeLine],
+    tiers: Sequence[TierLine],
+    lags: Lags,
+    processes: Processes,
+    *,
+    broker: bool,
+    now: datetime,
 ) -> list[Concern]:
     """List what needs attention, worst first."""
     late = [line for line in types if line.breach]

@@ -31,7 +31,7 @@ WITH hit AS MATERIALIZED (
     state = CASE h.was WHEN 'processing' THEN 'processing' ELSE 'cancelled' END,
     due_at = CASE h.was WHEN 'processing' THEN j.due_at END,
     settled_at = CASE h.was WHEN 'processing' THEN NULL ELSE h.now END,
-    reason = CASE h.was WHEN 'processing' THEN NULL ELSE %(reason)s END,
+    reason = %(reason)s,
     resolution = CASE h.was WHEN 'processing' THEN NULL ELSE 'open' END
   FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.begun, j.probe,

@@ -91,7 +91,7 @@ WITH item AS (
     evidence = CASE h.state WHEN 'confirmed' THEN coalesce(j.evidence,
       h.evidence || jsonb_build_object('at', h.now)) END,
     result = coalesce(h.result, j.result),
-    reason = CASE h.state WHEN 'dead' THEN h.why WHEN 'expired' THEN 'stale' WHEN 'cancelled' THEN 'operator' END,
+    reason = CASE h.state WHEN 'dead' THEN h.why WHEN 'expired' THEN 'stale' WHEN 'cancelled' THEN j.reason END,
     resolution = CASE WHEN h.state IN ('dead', 'expired', 'cancelled') THEN 'open' END,
     attempt = j.attempt - (h.verdict = 'released')::integer,
     begun = j.begun - (h.verdict = 'released')::integer,

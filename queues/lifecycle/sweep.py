@@ -35,7 +35,7 @@ hit AS MATERIALIZED (
     alone = h.state = 'retrying', finished_at = h.now,
     due_at = CASE h.state WHEN 'retrying' THEN h.now END,
     settled_at = CASE WHEN h.state <> 'retrying' THEN h.now END,
-    reason = CASE h.state WHEN 'dead' THEN 'poison' WHEN 'cancelled' THEN 'operator' END,
+    reason = CASE h.state WHEN 'dead' THEN 'poison' WHEN 'cancelled' THEN j.reason END,
     resolution = CASE WHEN h.state IN ('dead', 'cancelled') THEN 'open' END,
     failures = j.failures || jsonb_build_object('error_class', 'WorkerLost', 'message',
       'the process that ran this job is gone; whether the work happened is not known', 'attempt', h.attempt,

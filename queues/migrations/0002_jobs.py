@@ -108,6 +108,7 @@ CREATE TABLE queues_job (
     WHEN 'dead' THEN coalesce(reason IN {_in(states.DEAD_REASONS)}, false)
     WHEN 'expired' THEN coalesce(reason IN {_in(states.EXPIRED_REASONS)}, false)
     WHEN 'cancelled' THEN coalesce(reason IN {_in(states.CANCELLED_REASONS)}, false)
+    WHEN 'processing' THEN reason IS NULL OR (cancel_requested AND reason IN {_in(states.CANCELLED_REASONS)})
     ELSE reason IS NULL END),
   CONSTRAINT job_resolution_fits CHECK ((state IN {_in(states.REPLAYABLE)}) = (resolution IS NOT NULL)),
   CONSTRAINT job_resolution_known CHECK (resolution IN {_in(states.Resolution)}),

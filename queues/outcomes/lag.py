@@ -85,13 +85,20 @@ def lags(span: Span, *, name: str | None = None) -> Lags:
 
 def lag_series(span: Span, *, tier: int | None = None, name: str | None = None) -> list[Percentiles]:
     """Return the percentiles of each slot."""
+    return lag_slots(span, tier=tier, name=name)[0]
+
+
+def lag_slots(span: Span, *, tier: int | None = None, name: str | None = None) -> tuple[list[Percentiles], Percentiles]:
+    """Return the percentiles of each slot and of the whole span."""
     minutes = span.hours[1] if span.by_hour else span.since
     params = {"tier": tier, "type": name, "since": span.since, "now": span.until, "minutes": minutes}
     found: list[dict[int, int]] = [{} for _ in span.slots]
+    whole: dict[int, int] = {}
     for slot, bucket, n in _rows(_SERIES, {**params, "slot": span.slot_seconds}):
         if 0 <= slot < len(found):
             found[slot][bucket] = n
-    return [percentiles(counts) for counts in found]
+            whole[bucket] = whole.get(bucket, 0) + n
+    return [percentiles(counts) for counts in found], percentiles(whole)
 
 
 def _rows(sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:

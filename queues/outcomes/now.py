@@ -19,7 +19,7 @@ SELECT v.n, jobs_now(),
   (SELECT jsonb_agg(jsonb_build_array(s.tier, s.type, s.state, s.n)) FROM queues_statecount s WHERE s.n > 0),
   (SELECT jsonb_agg(jsonb_build_array(t.number, t.name, t.target_ratio) ORDER BY t.number) FROM queues_tier t),
   (SELECT jsonb_agg(jsonb_build_array(c.name, c.tier_id, c.version, c.window_seconds,
-      coalesce(c.target_ratio, t.target_ratio), c.enabled, c.paused, c.pool) ORDER BY c.name)
+      coalesce(c.target_ratio, t.target_ratio), c.enabled, c.paused, c.pool, c.provider_key_ttl_seconds) ORDER BY c.name)
     FROM queues_jobtype c JOIN queues_tier t ON t.number = c.tier_id)
 FROM queues_boardversion v WHERE v.id = 1
 """
@@ -53,6 +53,8 @@ class TypeNow:
     enabled: bool
     paused: bool
     pool: str
+    key_ttl_seconds: int
+    """How long the provider honours an idempotency key; 0 is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,7 @@ def board() -> Board:
     by_pair: dict[tuple[int, str], dict[str, int]] = {}
     for tier, name, state, n in _json(counts):
         by_pair.setdefault((tier, name), {})[state] = n
-    names = ("name", "tier", "version", "window_seconds", "target", "enabled", "paused", "pool")
+    names = ("name", "tier", "version", "window_seconds", "target", "enabled", "paused", "pool", "key_ttl_seconds")
     return Board(
         version=version,
         now=now,

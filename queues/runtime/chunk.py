@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from django.db import DataError, InterfaceError, OperationalError, connection
+from django.db import DataError, Error, IntegrityError, connection
 
 from queues import lifecycle
 from queues.handlers import JobContext
@@ -149,9 +149,12 @@ class Runner:
     def _write(self, ends: list[End], chunk: Chunk) -> None:
         if not ends:
             return
-        written = write_ends(ends, give_up_at=chunk.lease_ends + _held_longer(chunk))
-        for end in ends:
-            chunk.slot.drop(end.id, end.fence)
+        try:
+            written = write_ends(ends, give_up_at=chunk.lease_ends + _held_longer(chunk))
+        finally:
+            # Written or given up: a lease that went on being renewed for nobody would be limbo.
+            for end in ends:
+                chunk.slot.drop(end.id, end.fence)
         missing = [end for end in ends if (end.id, end.fence) not in written]
         if missing:
             log.warning("%d ends were superseded, first job %s fence %d", len(missing), missing[0].id, missing[0].fence)
@@ -190,14 +193,14 @@ def write_ends(ends: Sequence[End], *, give_up_at: float) -> set[tuple[UUID, int
     while True:
         try:
             return set(lifecycle.settle(ends))
-        except DataError as error:
+        except (DataError, IntegrityError) as error:
             # One bad value must not hold its neighbours: write them alone, and the bad one without its data.
             connection.close()
             if len(ends) == 1:
                 log.error("job %s: its end has data that PostgreSQL refuses: %s", ends[0].id, error)
                 return set(lifecycle.settle([_without_data(ends[0], error)]))
             return set().union(*(write_ends([end], give_up_at=give_up_at) for end in ends))
-        except (OperationalError, InterfaceError) as error:
+        except Error as error:
             connection.close()
             if leases.now() + pause >= give_up_at:
                 log.error("%d ends are given up, their leases run out: %s", len(ends), error)

@@ -7,6 +7,7 @@ import traceback
 from typing import Any, Final
 
 import msgspec
+from django.db import connection
 
 from queues import contracts, handlers, http_target, redaction, retry
 from queues.contracts import Contract
@@ -32,10 +33,15 @@ def execute(run: Run, context: JobContext) -> End:
     except Exception as error:  # without its contract a job cannot be judged; it costs this attempt only
         log.exception("job %s: its contract cannot be read", run.id)
         return _failed(run, error, None, started)
+    was_atomic = connection.in_atomic_block
     try:
         outcome = _call(context, contract)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         return _failed(run, error, contract, started)
+    finally:
+        if connection.in_atomic_block != was_atomic or (connection.connection is not None and not was_atomic and not connection.autocommit):
+            # The handler left a transaction open: the end of the run would be written into it and lost with it.
+            connection.close()
     return _judge(run, outcome, contract, started)
 
 

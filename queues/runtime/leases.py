@@ -20,9 +20,11 @@ SLOTS: Final = 256
 ENTRIES: Final = 128
 _HEADER: Final = 64
 _SLOT_HEADER: Final = 16
-_ENTRY: Final = struct.Struct("<16sidf")  # id, fence, last renewed, lease seconds
-# Two flag bytes follow each entry: valid, and told to stop (cancelled, or the lease is lost).
-_ENTRY_SIZE: Final = 40
+_ENTRY: Final = struct.Struct("<16sidfI")  # id, fence, last renewed, lease seconds, generation of this entry
+_STOP: Final = struct.Struct("<I")  # the generation that is told to stop: cancelled, or its lease is lost
+_VALID_AT: Final = _ENTRY.size + _STOP.size
+_RENEWED_AT: Final = 20
+_ENTRY_SIZE: Final = 48
 _SLOT_SIZE: Final = _SLOT_HEADER + ENTRIES * _ENTRY_SIZE
 _PID: Final = struct.Struct("<q")
 _SIZE: Final = _HEADER + SLOTS * _SLOT_SIZE
@@ -38,6 +40,7 @@ class Held:
     fence: int
     renewed_at: float
     lease_seconds: float
+    generation: int
 
 
 class LeaseTable:
@@ -78,10 +81,16 @@ class LeaseTable:
         for pid, offset in self.slots():
             for entry in range(ENTRIES):
                 at = offset + _SLOT_HEADER + entry * _ENTRY_SIZE
-                if self._map[at + _ENTRY.size] == 1:
-                    raw, fence, renewed_at, lease = _ENTRY.unpack_from(self._map, at)
+                if self._map[at + _VALID_AT] == 1:
+                    raw, fence, renewed_at, lease, generation = _ENTRY.unpack_from(self._map, at)
                     yield Held(
-                        pid=pid, offset=at, id=UUID(bytes=raw), fence=fence, renewed_at=renewed_at, lease_seconds=lease
+                        pid=pid,
+                        offset=at,
+                        id=UUID(bytes=raw),
+                        fence=fence,
+                        renewed_at=renewed_at,
+                        lease_seconds=lease,
+                        generation=generation,
                     )
 
     def slots(self) -> Iterator[tuple[int, int]]:
@@ -98,13 +107,16 @@ class LeaseTable:
 
     def renewed(self, held: Held, *, at: float, cancel: bool) -> None:
         """Note that a lease was extended, and whether the job is to stop."""
-        struct.pack_into("<d", self._map, held.offset + 20, at)
+        struct.pack_into("<d", self._map, held.offset + _RENEWED_AT, at)
         if cancel:
             self.stop(held)
 
     def stop(self, held: Held) -> None:
-        """Tell a body that its run is cancelled or no longer its own."""
-        self._map[held.offset + _ENTRY.size + 1] = 1
+        """Tell a body that its run is cancelled or no longer its own.
+
+        The entry may hold another run by now; that one has another generation and does not feel addressed.
+        """
+        _STOP.pack_into(self._map, held.offset + _ENTRY.size, held.generation)
 
 
 class Slot:
@@ -113,29 +125,34 @@ class Slot:
     def __init__(self, shared: mmap.mmap, offset: int) -> None:
         self._map = shared
         self._offset = offset
-        self._entries: dict[tuple[UUID, int], int] = {}
+        self._entries: dict[tuple[UUID, int], tuple[int, int]] = {}
+        self._generation = 0
         self._free = list(range(ENTRIES - 1, -1, -1))
 
     def hold(self, job_id: UUID, fence: int, lease_seconds: float, *, since: float) -> None:
         """Note a run in hand. `since` is the time before its claim was sent, so that the lease is never overrated."""
         entry = self._free.pop()
         at = self._offset + _SLOT_HEADER + entry * _ENTRY_SIZE
-        _ENTRY.pack_into(self._map, at, job_id.bytes, fence, since, lease_seconds)
-        self._map[at + _ENTRY.size + 1] = 0
-        self._map[at + _ENTRY.size] = 1
-        self._entries[(job_id, fence)] = at
+        self._generation = self._generation % 0xFFFFFFFF + 1
+        _ENTRY.pack_into(self._map, at, job_id.bytes, fence, since, lease_seconds, self._generation)
+        self._map[at + _VALID_AT] = 1
+        self._entries[(job_id, fence)] = (at, self._generation)
 
     def drop(self, job_id: UUID, fence: int) -> None:
         """Forget a run: it has ended, or its end can no longer be written."""
-        at = self._entries.pop((job_id, fence), None)
-        if at is not None:
-            self._map[at + _ENTRY.size] = 0
+        entry = self._entries.pop((job_id, fence), None)
+        if entry is not None:
+            at = entry[0]
+            self._map[at + _VALID_AT] = 0
             self._free.append((at - self._offset - _SLOT_HEADER) // _ENTRY_SIZE)
 
     def told_to_stop(self, job_id: UUID, fence: int) -> bool:
         """Say whether the heartbeat process saw a cancel, or that the lease is lost."""
-        at = self._entries.get((job_id, fence))
-        return at is not None and self._map[at + _ENTRY.size + 1] == 1
+        entry = self._entries.get((job_id, fence))
+        if entry is None:
+            return False
+        at, generation = entry
+        return bool(_STOP.unpack_from(self._map, at + _ENTRY.size)[0] == generation)
 
 
 def alive(pid: int) -> bool:

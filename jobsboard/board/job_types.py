@@ -1,0 +1,197 @@
+"""Job types: the list, worst first, and one type: is it late, since when, and what does its contract promise?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from django.http import Http404, HttpRequest, HttpResponse
+from django.urls import reverse
+from django.views.decorators.http import require_safe
+
+from jobsboard.board import charts, shell, summary
+from jobsboard.board.params import Params
+from jobsboard.board.refresh import answer, live
+from jobsboard.board.svg import duration
+from jobsboard.roles import can, require
+from queues import outcomes
+from queues.contract_rules import promise_sentence
+from queues.contract_versions import fields_of
+from queues.models import ContractRevision, JobType
+from queues.outcomes import DEFAULT_RANGE, RANGES, Span, TypeNow
+from queues.states import OPEN
+
+VERSIONS: Final = 10
+OLDEST: Final = 6
+_SHOW: Final = {"late": "outside promise", "overdue": "oldest open past its window", "dead": "with dead letters"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One version of a contract and what it changed: rows of (field, before, after)."""
+
+    number: int
+    at: datetime
+    actor: str
+    reason: str
+    rows: Sequence[tuple[str, str, str]]
+
+    @property
+    def words(self) -> str:
+        """The changes in one line."""
+        if self.number == 1:
+            return "created"
+        return ", ".join(f"{name.replace('_', ' ')} {old} to {new}" for name, old, new in self.rows[:3])
+
+
+@require("view")
+@require_safe
+@live
+def job_types(request: HttpRequest) -> HttpResponse:
+    """List the types."""
+    params = Params(request)
+    board = shell.board_of(request)
+    range_name = params.choice("range", RANGES) or DEFAULT_RANGE
+    tier = params.choice("tier", {str(number) for number in board.tiers})
+    show = params.choice("show", _SHOW)
+    lines = summary.type_lines(summary.read(board, range_name))
+    shown = [
+        line
+        for line in lines
+        if tier in (None, str(line.tier))
+        and (show != "late" or line.breach)
+        and (show != "overdue" or line.overdue)
+        and (show != "dead" or line.dead)
+    ]
+    late = [line for line in lines if line.breach]
+    context = {
+        "title": "Job types",
+        "ranges": list(RANGES),
+        "range": range_name,
+        "types": shown,
+        "all_types": len(lines),
+        "verdict": _late_words(late, len(lines)),
+        "worst": late[0] if late else None,
+        "notes": params.notes,
+        "keep": [("range", range_name)] if range_name != DEFAULT_RANGE else [],
+        "filters": [
+            {
+                "name": "tier",
+                "label": "Tier",
+                "value": tier or "",
+                "options": [(str(t.number), f"{t.number} {t.name}") for t in board.tiers.values()],
+            },
+            {"name": "show", "label": "Only", "value": show or "", "options": list(_SHOW.items())},
+        ],
+    }
+    return answer(request, "board/job_types.html", context)
+
+
+def _late_words(late: Sequence[summary.TypeLine], total: int) -> str:
+    if not total:
+        return "No job types yet"
+    if not late:
+        return "No job type is outside its promise"
+    return f"{len(late)} of {total} job types {'is' if len(late) == 1 else 'are'} outside the promise"
+
+
+@require("view")
+@require_safe
+@live
+def job_type(request: HttpRequest, name: str) -> HttpResponse:
+    """Show one type."""
+    board = shell.board_of(request)
+    known = board.types.get(name)
+    if known is None:
+        raise Http404
+    params = Params(request)
+    range_name = params.choice("range", RANGES) or DEFAULT_RANGE
+    span = Span.of(range_name, now=board.now)
+    versions = _versions(name)
+    can_edit = can(request.user, "edit_contract") and getattr(request.user, "is_staff", False)
+    context = {
+        "title": name,
+        "crumbs": [("Job types", reverse("job-types")), (name, "")],
+        "ranges": list(RANGES),
+        "range": range_name,
+        "notes": params.notes,
+        "type": known,
+        "versions": versions,
+        "shown_version": _chosen(params, versions),
+        "edit_url": reverse("admin:queues_jobtype_change", args=[name]) if can_edit else "",
+        **_numbers(request, known, span, versions),
+        **_contract(name, known),
+    }
+    return answer(request, "board/job_type.html", context, poll=15)
+
+
+def _numbers(request: HttpRequest, known: TypeNow, span: Span, versions: Sequence[Version]) -> dict[str, Any]:
+    board = shell.board_of(request)
+    series = outcomes.flow(span, name=known.name).series()
+    total = outcomes.add(series)
+    since = outcomes.below_since(series, known.target, span)
+    lags, lag = outcomes.lag_slots(span, name=known.name)
+    tiers = [tier for tier, name in board.counts if name == known.name]
+    oldest = outcomes.oldest_jobs(known.name, tiers=tiers, limit=OLDEST)
+    marks = [(version.at, f"v{version.number}") for version in versions if version.number > 1]
+    return {
+        "total": total,
+        "lag": lag,
+        "since": since,
+        "breach": total.ratio is not None and total.ratio < known.target,
+        "dead": board.count("dead", name=known.name),
+        "open": board.count(*OPEN, name=known.name),
+        "stages": [(state.value, board.count(state, name=known.name)) for state in OPEN],
+        "oldest": oldest,
+        "lag_chart": charts.lag_chart(
+            span, lags, title="Outcome lag", window=known.window_seconds, since=since, marks=marks
+        ),
+        "ratio_chart": charts.ratio_chart(span, series, target=known.target, since=since),
+        "flow_chart": charts.flow_chart(span, series),
+    }
+
+
+def _contract(name: str, known: TypeNow) -> dict[str, Any]:
+    row = JobType.objects.get(name=name)
+    fields = fields_of(row) | {"tier": row.tier_id}
+    cap = f", at most {duration(row.backoff_cap_seconds)}" if row.backoff != "fixed" else ""
+    return {
+        "contract": row,
+        "promise_sentence": promise_sentence(fields, tier_ratio=known.target),
+        "retry_words": f"{row.max_attempts} attempts, {row.backoff} from {duration(row.backoff_base_seconds)}{cap}",
+        "stale_words": "then expired" if row.on_stale == "expire" else "then a dead letter",
+    }
+
+
+def _versions(name: str) -> list[Version]:
+    found = ContractRevision.objects.filter(job_type_id=name).order_by("-version").defer("fields")[:VERSIONS]
+    return [
+        Version(
+            number=one.version,
+            at=one.at,
+            actor=one.actor,
+            reason=one.reason,
+            rows=_diff_rows(one.diff),
+        )
+        for one in found
+    ]
+
+
+def _chosen(params: Params, versions: Sequence[Version]) -> Version | None:
+    """Return the version whose change is shown: the one asked for, else the newest that changed something."""
+    asked = params.choice("version", {str(version.number) for version in versions})
+    return next((v for v in versions if str(v.number) == asked), versions[0] if versions else None)
+
+
+def _diff_rows(diff: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [(name, _shown(pair[0]), _shown(pair[1])) for name, pair in diff.items() if isinstance(pair, list)]
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == "":
+        return "empty"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:197]}…"
