@@ -125,6 +125,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["JOBSBOARD_HANDLERS"] = "benchmarks.handlers"
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "jobsboard.settings")
+    subprocess.run([sys.executable, "manage.py", "migrate", "-v", "0"], check=True)
     django.setup()
     rates: dict[str, list[float]] = {"jobsboard": [], "celery": []}
     for _ in range(options.rounds):

@@ -88,8 +88,13 @@ def _is_over_limit(name: str, address: str) -> bool:
     who = salted_hmac("jobsboard.login", f"{name.casefold()}\0{address}", algorithm="sha256").hexdigest()
     tries = LoginAttempt.objects.filter(who=who)
     LoginAttempt.objects.create(who=who)
-    tries.filter(at__lt=Now() - timedelta(hours=1)).delete()
     return tries.filter(at__gt=Now() - timedelta(minutes=1)).count() > ATTEMPTS_PER_MINUTE
+
+
+def forget_attempts() -> bool:
+    """Delete tries that count no more; a service of the scheduler."""
+    LoginAttempt.objects.filter(at__lt=Now() - timedelta(hours=1)).delete()
+    return False
 
 
 def _record(action: str, request: HttpRequest, name: str) -> None:

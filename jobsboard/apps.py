@@ -8,3 +8,10 @@ class JobsboardConfig(AppConfig):
 
     name = "jobsboard"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register services; nothing is imported before the models exist."""
+        from jobsboard import accounts
+        from queues.scheduler import Service, register
+
+        register(Service(name="login-attempts", every_seconds=3600.0, run_once=accounts.forget_attempts))

@@ -26,6 +26,8 @@ from queues.states import JobState
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 PUBLISH_AT_MOST: Final = 8
 """A larger batch is published by the scheduler, in chunks."""
+HORIZON: Final = dt.timedelta(days=366)
+"""How far ahead a job may be put off: beyond the year 9999 nobody could read its row."""
 ROUNDS: Final = 5
 """How often keys are tried whose holder goes away at that moment."""
 
@@ -178,8 +180,7 @@ def _accept(items: Sequence[Item]) -> list[Any]:
     if 0 < len(first) <= PUBLISH_AT_MOST:
         first = [replace(job, publish=broker.is_short(contracts.current(job.type).queue)) for job in first]
     _insert(first, answers)
-    for job, leader in repeats:
-        answers[job.position] = _answer_repeat(job, leader, answers[leader.position])
+    _answer_repeats(repeats, answers)
     duplicates = Counter(
         items[p].type for p, answer in enumerate(answers) if isinstance(answer, Receipt) and answer.duplicate
     )
@@ -200,6 +201,23 @@ def _pair_repeats(new: Sequence[NewJob]) -> tuple[list[NewJob], list[tuple[NewJo
         else:
             repeats.append((job, leader))
     return first, repeats
+
+
+def _answer_repeats(
+    repeats: Sequence[tuple[NewJob, NewJob]], answers: list[Receipt | EnqueueError | None]
+) -> None:
+    unsure: dict[int, NewJob] = {}
+    for job, leader in repeats:
+        answer = answers[leader.position]
+        if isinstance(answer, DedupeConflict) and job.request_hash != leader.request_hash:
+            # Its first was refused by an older holder, whose request this one may repeat all the same.
+            unsure[job.position] = job
+        else:
+            answers[job.position] = _answer_repeat(job, leader, answer)
+    if unsure:
+        _answer_held(unsure, answers)
+    for position, job in unsure.items():
+        answers[position] = _changes_hands(job)
 
 
 def _answer_repeat(job: NewJob, leader: NewJob, answer: Receipt | EnqueueError | None) -> Receipt | EnqueueError:
@@ -229,7 +247,7 @@ def _insert(jobs: Sequence[NewJob], answers: list[Receipt | EnqueueError | None]
             _answer_held(waiting, answers)
     for position, job in waiting.items():
         # Its holder came and went ROUNDS times; nothing was stored.
-        answers[position] = Overloaded(f"the key {job.dedupe_key!r} changes hands too fast, try again")
+        answers[position] = _changes_hands(job)
 
 
 def _answer_held(waiting: dict[int, NewJob], answers: list[Receipt | EnqueueError | None]) -> None:
@@ -268,6 +286,10 @@ def _enabled(name: str) -> bool:
 
 def _disabled(job: NewJob) -> EnqueueError:
     return TypeDisabled(f"job type {job.type!r} is disabled and takes no jobs", pointer="/type")
+
+
+def _changes_hands(job: NewJob) -> EnqueueError:
+    return Overloaded(f"the key {job.dedupe_key!r} changes hands too fast, try again", pointer="/dedupe_key")
 
 
 def _conflict(job: NewJob, holder: UUID) -> DedupeConflict:
@@ -364,9 +386,18 @@ def _check_numbers(item: Item) -> None:
         raise PayloadInvalid(
             "max_age is more than 0 and at most 365 days", code="invalid_max_age", pointer="/max_age_seconds"
         )
+    if item.delay_seconds is not None and not 0 <= item.delay_seconds <= HORIZON.total_seconds():
+        raise PayloadInvalid(
+            f"delay_seconds is from 0 to {HORIZON.total_seconds():.0f}", code="invalid_delay", pointer="/delay_seconds"
+        )
     if item.run_at is not None and (item.run_at.tzinfo is None or item.delay_seconds is not None):
         raise PayloadInvalid(
             "run_at needs a time zone and excludes delay_seconds", code="invalid_datetime", pointer="/run_at"
+        )
+    # A bound of days, not a decision about a job: the process's clock will do.
+    if item.run_at is not None and item.run_at > dt.datetime.now(dt.UTC) + HORIZON:
+        raise PayloadInvalid(
+            f"a job may be put off by {HORIZON.days} days at most", code="invalid_datetime", pointer="/run_at"
         )
     if item.group is not None and not _KEY.fullmatch(item.group):
         raise PayloadInvalid("group is 1 to 255 visible ASCII characters", code="invalid_group", pointer="/group")

@@ -24,7 +24,7 @@ def bucket_of(seconds: float) -> int:
 def value_of(bucket: int) -> float:
     """Return the duration that stands for a bucket: the point with equal relative error to both edges."""
     if bucket <= 0:
-        return MIN_SECONDS
+        return MIN_SECONDS / 2
     return float(MIN_SECONDS * GAMMA**bucket * 2 / (GAMMA + 1))
 
 

@@ -62,15 +62,14 @@ class SecretMissing(Exception):
 def deliver(job: JobContext, contract: Target) -> Confirmed | AwaitingConfirmation:
     """Send the job to its target and read the answer.
 
-    Raises: PermanentError (400, 410, 422, an address that is refused), RetryLater (429, 503 with Retry-After), and
-        TargetFailed, SecretMissing, TargetUnreachable, TargetTimeout, all of which are retried.
+    Raises: PermanentError (400, 410, 422), RetryLater (429, 503 with Retry-After), and TargetFailed, SecretMissing,
+        TargetRefused, TargetUnreachable, TargetTimeout, all of which are retried.
     """
     body = job.payload_text.encode()
     headers = _headers(job, signing_key(_secret(contract)), body=job.payload_text)
-    try:
-        answer = outbound.post(contract.target_url, body=body, headers=headers)
-    except outbound.TargetRefused as error:
-        raise PermanentError(str(error)) from error
+    # An address that is refused is retried too: a mistake in the allowed ranges, or a resolver that answers with a
+    # private address for a moment, must not bury thousands of jobs at once.
+    answer = outbound.post(contract.target_url, body=body, headers=headers)
     return _outcome(answer, host=urlsplit(contract.target_url).hostname or "")
 
 

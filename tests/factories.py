@@ -28,6 +28,9 @@ COLUMNS_OF: Final[Mapping[JobState, Mapping[str, str]]] = {
         "resolution": "NULL",
         "started_at": "jobs_clock()",
         "worker": f"'{WORKER}'",
+        "fence": "greatest(fence, 1)",
+        "attempt": "greatest(attempt, 1)",
+        "begun": "greatest(begun, 1)",
     },
     S.AWAITING_CONFIRMATION: {
         "due_at": "jobs_clock() + interval '60 s'",
@@ -71,7 +74,9 @@ def make_type(name: str = TYPE, **overrides: Any) -> JobType:
     """Make a job type with its first revision, as the admin does."""
     kind = JobType.objects.create(**{"name": name, "tier_id": 2, "success": "return", "jitter": "none", **overrides})
     fields = {f.attname: f.value_from_object(kind) for f in JobType._meta.concrete_fields}
-    kept = {k: v for k, v in fields.items() if k not in ("target_secret", "created_at", "changed_at", "tier_id", "name")}
+    kept = {
+        k: v for k, v in fields.items() if k not in ("target_secret", "created_at", "changed_at", "tier_id", "name")
+    }
     ContractRevision.objects.create(job_type=kind, version=kind.version, fields=kept, actor="test")
     contracts.forget()
     return kind
@@ -112,7 +117,9 @@ def get(job_id: UUID) -> Job:
 
 def accept(n: int = 1, *, kind: str = TYPE, **overrides: Any) -> list[UUID]:
     """Accept jobs through the front door and return their ids."""
-    return [receipt.job_id for receipt in enqueue_many([Item(type=kind, payload={"n": i}, **overrides) for i in range(n)])]
+    return [
+        receipt.job_id for receipt in enqueue_many([Item(type=kind, payload={"n": i}, **overrides) for i in range(n)])
+    ]
 
 
 def claim(ids: Sequence[UUID], *, worker: str = WORKER) -> list[Run]:

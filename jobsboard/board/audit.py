@@ -29,6 +29,7 @@ class Entry:
     icon: str
     detail: str
     url: str
+    source: str
 
 
 @require("view")
@@ -56,8 +57,7 @@ def audit(request: HttpRequest) -> HttpResponse:
         "searched": "Append-only: entries are never changed or deleted.",
         "notes": params.notes,
         "keep": [(query, given[name]) for query, name in (("actor", "actor"), ("id", "object_id")) if name in given],
-        "chips": [("by", given["actor"], "actor")] * ("actor" in given)
-        + [("id", given.get("object_id"), "id")] * ("object_id" in given),
+        "chips": [(query, given[name]) for query, name in (("actor", "actor"), ("id", "object_id")) if name in given],
         "filters": [
             _select("action", "Action", filters["action"], {name: name for name in WORDS}),
             _select("object", "On", filters["object_type"], _OBJECTS),
@@ -109,4 +109,6 @@ def _page(
 
 
 def _entry(row: AuditEntry) -> Entry:
-    return Entry(row=row, icon=WORDS.get(row.action, ("info", ""))[0], detail=detail_of(row), url=url_of(row))
+    icon = WORDS.get(row.action, ("info", ""))[0]
+    source = _SOURCES.get(row.source, row.source)
+    return Entry(row=row, icon=icon, detail=detail_of(row), url=url_of(row), source=source)

@@ -84,8 +84,8 @@ def _by_type(request: HttpRequest) -> list[tuple[str, int]]:
 
 def _searched(page: outcomes.JobPage, wanted: JobFilter) -> str:
     if page.looked is not None and page.looked >= outcomes.LOOK_AT_MOST:
-        return f"Looked at {page.looked:,} dead letters, newest first. Older ones follow."
-    return f"{len(page.rows):,} shown, newest first. Replayed and closed ones are on their job's page."
+        return f"Looked at {page.looked:,} dead letters, last accepted first. Older ones follow."
+    return f"{len(page.rows):,} shown, last accepted first. Replayed and cancelled ones are no longer listed."
 
 
 @require("view")
@@ -132,8 +132,8 @@ _DEEDS: Final = {
 @require_http_methods(["GET", "HEAD", "POST"])
 def act(request: HttpRequest, job_id: UUID, verb: str, place: str) -> HttpResponse:
     """Ask for a reason, then replay, close or cancel one job. Done twice, it answers the same again."""
-    deed, job = _DEEDS[verb], Job.objects.filter(id=job_id).first()
-    if job is None:
+    deed, job = _DEEDS.get(verb), Job.objects.filter(id=job_id).first()
+    if deed is None or job is None:
         raise Http404
     if request.method != "POST":
         return _form(request, job, deed, place)

@@ -1,6 +1,6 @@
 """The routes of the board's pages. Every view carries its permission (`jobsboard.roles.require`)."""
 
-from django.urls import URLPattern, URLResolver, path, re_path
+from django.urls import URLPattern, URLResolver, path
 
 from jobsboard.board.audit import audit
 from jobsboard.board.dead_letters import act, dead_letter, dead_letters
@@ -8,18 +8,16 @@ from jobsboard.board.job_types import job_type, job_types
 from jobsboard.board.jobs import job, jobs, search
 from jobsboard.board.overview import overview
 
-_ID = r"(?P<job_id>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
-
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
     path("types/", job_types, name="job-types"),
     path("types/<str:name>/", job_type, name="job-type"),
     path("jobs/", jobs, name="jobs"),
     path("jobs/<uuid:job_id>/", job, name="job"),
-    re_path(rf"^jobs/{_ID}/(?P<verb>replay|cancel|close)/$", act, {"place": "jobs"}, name="job-act"),
+    path("jobs/<uuid:job_id>/<slug:verb>/", act, {"place": "jobs"}, name="job-act"),
     path("dlq/", dead_letters, name="dead-letters"),
     path("dlq/<uuid:job_id>/", dead_letter, name="dead-letter"),
-    re_path(rf"^dlq/{_ID}/(?P<verb>replay|cancel|close)/$", act, {"place": "dlq"}, name="dead-letter-act"),
+    path("dlq/<uuid:job_id>/<slug:verb>/", act, {"place": "dlq"}, name="dead-letter-act"),
     path("audit/", audit, name="audit"),
     path("search/", search, name="search"),
 ]

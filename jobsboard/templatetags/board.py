@@ -137,6 +137,25 @@ def clock(value: datetime | None, now: datetime | None = None, none: str = "neve
 
 
 @register.simple_tag
+def hm(value: datetime) -> SafeString:
+    """02:55, where seconds say nothing; the full time is in its title."""
+    machine, full = _moment(value)
+    return format_html('<time datetime="{}" title="{}">{}</time>', machine, full, f"{value.astimezone(UTC):%H:%M}")
+
+
+@register.simple_tag
+def lasting(since: datetime, now: datetime) -> str:
+    """36 min: how long something lasts, in one unit."""
+    return ago_words((now - since).total_seconds()).removesuffix(" ago")
+
+
+@register.filter
+def short_id(value: object) -> str:
+    """The end of a UUIDv7: its random part, since ids of one moment begin alike."""
+    return str(value)[-12:]
+
+
+@register.simple_tag
 def spark(
     values: Sequence[float | None],
     target: float | None = None,

@@ -103,8 +103,8 @@ SELECT i.position, m.id, m.ready_at <= m.accepted_at FROM moved m JOIN item i ON
 # A new snapshot: in the statement above the loser of a race sees nothing of the winner.
 HOLDERS = """
 SELECT i.position, k.job_id, k.request_hash = decode(i.request_hash, 'hex'), j.state, j.evidence::text, j.result::text,
-  coalesce(k.expires_at <= jobs_now() AND coalesce(j.state, 'expired') IN
-    ('confirmed', 'dead', 'expired', 'cancelled'), false)
+  j.id IS NULL OR coalesce(k.expires_at <= jobs_now(), false)
+    AND j.state IN ('confirmed', 'dead', 'expired', 'cancelled')
 FROM unnest(%(position)s::integer[], %(type)s::text[], %(dedupe_key)s::text[], %(request_hash)s::text[])
   AS i (position, type, dedupe_key, request_hash)
 LEFT JOIN queues_dedupekey k ON k.type = i.type AND k.key = i.dedupe_key
@@ -116,7 +116,8 @@ DELETE FROM queues_dedupekey k USING (
   SELECT k.type, k.key FROM queues_dedupekey k
   JOIN unnest(%(type)s::text[], %(dedupe_key)s::text[], %(holder)s::uuid[]) AS i (type, key, holder)
     ON k.type = i.type AND k.key = i.key AND k.job_id = i.holder
-  WHERE k.expires_at <= jobs_now() ORDER BY k.type, k.key FOR UPDATE OF k
+  WHERE k.expires_at <= jobs_now() OR NOT EXISTS (SELECT FROM queues_job j WHERE j.id = k.job_id)
+  ORDER BY k.type, k.key FOR UPDATE OF k
 ) AS gone WHERE k.type = gone.type AND k.key = gone.key
 """
 
@@ -158,7 +159,7 @@ def holders(jobs: Sequence[NewJob]) -> list[Holder]:
 
 
 def let_go(keys: Sequence[tuple[str, str, UUID]]) -> None:
-    """Release keys (type, key, observed holder) whose window has passed and whose job has settled."""
+    """Release keys (type, key, observed holder) whose window has passed and whose job has settled or is gone."""
     execute(
         LET_GO,
         {"type": [k[0] for k in keys], "dedupe_key": [k[1] for k in keys], "holder": [k[2] for k in keys]},

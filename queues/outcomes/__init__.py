@@ -10,5 +10,6 @@ from queues.outcomes.staging import RECENT_ENOUGH, run_histograms, waiting_pairs
 __all__ = [
     "DEFAULT_RANGE", "LOOK_AT_MOST", "RANGES", "RECENT_ENOUGH", "Board", "Counts", "Flow", "JobFilter", "JobPage",
     "JobRow", "Lags", "Percentiles", "Pool", "Processes", "Span", "TierNow", "TypeNow", "add", "below_since", "board",
-    "flow", "jobs", "lag_series", "lag_slots", "lags", "oldest_jobs", "oldest_open", "processes", "run_histograms", "waiting_pairs",
+    "flow", "jobs", "lag_series", "lag_slots", "lags", "oldest_jobs", "oldest_open", "processes",
+    "run_histograms", "waiting_pairs",
 ]  # fmt: skip

@@ -19,8 +19,8 @@ SELECT v.n, jobs_now(),
   (SELECT jsonb_agg(jsonb_build_array(s.tier, s.type, s.state, s.n)) FROM queues_statecount s WHERE s.n > 0),
   (SELECT jsonb_agg(jsonb_build_array(t.number, t.name, t.target_ratio) ORDER BY t.number) FROM queues_tier t),
   (SELECT jsonb_agg(jsonb_build_array(c.name, c.tier_id, c.version, c.window_seconds,
-      coalesce(c.target_ratio, t.target_ratio), c.enabled, c.paused, c.pool, c.provider_key_ttl_seconds) ORDER BY c.name)
-    FROM queues_jobtype c JOIN queues_tier t ON t.number = c.tier_id)
+      coalesce(c.target_ratio, t.target_ratio), c.enabled, c.paused, c.pool, c.provider_key_ttl_seconds)
+      ORDER BY c.name) FROM queues_jobtype c JOIN queues_tier t ON t.number = c.tier_id)
 FROM queues_boardversion v WHERE v.id = 1
 """
 

@@ -96,8 +96,8 @@ class Stage:
             slots = max(1, self.slots.get(queue, 0))
             for name in names:
                 window = slots * self._pace(name).messages_per_slot
-                # A round has a price; it waits until a quarter of the window is free.
-                if window - waiting >= max(1, window // 4):
+                # A round has a price; it waits until half of the window is free.
+                if window - waiting >= max(1, window // 2):
                     room[name] = -(-(window - waiting) // len(names))
         return room
 

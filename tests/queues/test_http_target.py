@@ -21,7 +21,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from queues import callback_tokens, http_target, secrets_box
 from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, PermanentError, RetryLater
 from queues.http_target import SecretMissing, TargetFailed, deliver, signing_key
-from queues.outbound import TargetTimeout, TargetUnreachable
+from queues.outbound import TargetRefused, TargetTimeout, TargetUnreachable
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 PAYLOAD = '{"b":1e2,"a":1.0, "text":"Grüße \\u2603","a":2}'
@@ -261,9 +261,10 @@ def test_a_timeout_is_retried(receiver: Receiver, monkeypatch: pytest.MonkeyPatc
     assert caught.value.may_have_arrived
 
 
-def test_a_refused_address_is_permanent(settings: Any, receiver: Receiver) -> None:
+def test_a_refused_address_is_retried_and_nothing_is_sent(settings: Any, receiver: Receiver) -> None:
+    """A mistake in the allowed ranges must not bury thousands of jobs at once."""
     settings.OUTBOUND_ALLOWED_CIDRS = []
-    with pytest.raises(PermanentError):
+    with pytest.raises(TargetRefused):
         deliver(make_context(), Target(receiver.url))
     assert receiver.got == []
 
