@@ -43,7 +43,7 @@ def running(*commands: Sequence[str]) -> Iterator[None]:
                 process.wait()
 
 
-def timed_drain(left: Callable[[], int], total: int, *, limit: float = 120.0) -> float:
+def timed_drain(left: Callable[[], int], total: int, *, who: str, limit: float = 120.0) -> float:
     """Return the seconds from the first to the last job, looked at every 20 ms."""
     give_up = time.monotonic() + limit
     started: float | None = None
@@ -51,7 +51,7 @@ def timed_drain(left: Callable[[], int], total: int, *, limit: float = 120.0) ->
         if started is None and now_left < total:
             started = time.monotonic()
         if time.monotonic() > give_up:
-            raise SystemExit(f"gave up: {now_left} of {total} left")
+            raise SystemExit(f"gave up on {who}: {now_left} of {total} left after {limit:.0f} s")
         threading.Event().wait(0.02)
     return time.monotonic() - (started or time.monotonic())
 
@@ -72,7 +72,7 @@ def plain(jobs: int) -> float:
         return int(client.llen("plain")) + int(client.hlen("unacked"))
 
     with running(celery_command("benchmarks.plain_celery", "-Q", "plain", "-n", "plain@%h")):
-        return timed_drain(left, jobs)
+        return timed_drain(left, jobs, who="plain Celery")
 
 
 def ours(jobs: int) -> float:
@@ -96,7 +96,7 @@ def ours(jobs: int) -> float:
             return int(cursor.fetchone()[0])
 
     with running(scheduler, celery_command("jobsboard", "-Q", "tier2", "-n", "ours@%h")):
-        return timed_drain(left, jobs)
+        return timed_drain(left, jobs, who="Jobsboard")
 
 
 def _warm() -> None:

@@ -112,8 +112,12 @@ def flush_broker() -> bool:
     broker.flushall()
     flushed = time.monotonic()
     with running(celery_command("jobsboard", "-Q", "tier2", "-n", "f@%h")):
-        until(lambda: count("bench.noop", state="confirmed") == WAITING, seconds=90, what="all confirmed after FLUSHALL")
-    print(f"FLUSHALL with {before} hints out and {WAITING} jobs waiting: all confirmed after {time.monotonic() - flushed:.1f} s")
+        until(
+            lambda: count("bench.noop", state="confirmed") == WAITING, seconds=90, what="all confirmed after FLUSHALL"
+        )
+    print(
+        f"FLUSHALL with {before} hints out and {WAITING} jobs waiting: all confirmed after {time.monotonic() - flushed:.1f} s"
+    )
     return True
 
 

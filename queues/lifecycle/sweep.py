@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from queues.lifecycle.settle import SETTLED_ROWS
+from queues.lifecycle.settle import FAILURES_KEPT, SETTLED_ROWS
 from queues.lifecycle.sql import STATE, delta, execute, minute, uuids
 from queues.states import JobState
 
@@ -37,7 +37,8 @@ hit AS MATERIALIZED (
     settled_at = CASE WHEN h.state <> 'retrying' THEN h.now END,
     reason = CASE h.state WHEN 'dead' THEN 'poison' WHEN 'cancelled' THEN j.reason END,
     resolution = CASE WHEN h.state IN ('dead', 'cancelled') THEN 'open' END,
-    failures = j.failures || jsonb_build_object('error_class', 'WorkerLost', 'message',
+    failures = (CASE WHEN jsonb_array_length(j.failures) >= {FAILURES_KEPT} THEN j.failures - 1 ELSE j.failures END)
+      || jsonb_build_object('error_class', 'WorkerLost', 'message',
       'the process that ran this job is gone; whether the work happened is not known', 'attempt', h.attempt,
       'started_at', h.started_at, 'finished_at', h.now, 'worker', h.worker)
   FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
