@@ -41,8 +41,8 @@ RATES = {"onboarding.welcome_email": 12 / MINUTE, "billing.receipt": 5 / MINUTE,
 WAITS = (0.05, 0.1, 0.1, 0.2, 0.4)
 RUNS = (0.03, 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 1.2)
 TRACEBACK = (
-    'Traceback (most recent call last):\n  File "jobsboard/demo/handlers.py", line 25, in welcome_email\n'
-    '    return _send(job, ...)\n  File "jobsboard/demo/handlers.py", line 58, in _send\n    said = _expect(...)\n'
+    'Traceback (most recent call last):\n  File "jobsboard/demo/handlers.py", line 22, in welcome_email\n'
+    '    return _send(job, ...)\n  File "jobsboard/demo/handlers.py", line 56, in _send\n    said = _expect(...)\n'
 )
 WORKER = "mail-1/4711.1"
 Event = Callable[[list[Any]], None]
@@ -132,17 +132,17 @@ class Story:
                 wait = round(backoff(run, self.random), 1)
                 error = "SMTP 451 4.3.2 system not accepting messages, try again later"
                 ends.append(failed(run, "MailDeferred", error, retry_in=wait))
-                again.append((run.id, wait))
+                again.append((run, wait))
             else:
                 ends.append(confirmed(run, f"{self.random.getrandbits(48):012X}"))
                 if struck and run.attempt >= 4:
                     self.interesting["job"] = run.id
         states = {job_id: state for (job_id, _), state in lifecycle.settle(ends).items()}
-        for job_id, wait in again:
-            if states.get(job_id) == "retrying":
-                self.at(self.now + wait + 0.2, self.claim, job_id)
-            elif states.get(job_id) == "dead":
-                self.buried(job_id)
+        for run, wait in again:
+            if states.get(run.id) == "retrying":
+                self.at(self.now + wait + 0.2, self.claim, run.id)
+            elif states.get(run.id) == "dead" and run.type == STRUCK:
+                self.buried(run.id)
 
     def buried(self, job_id: Any) -> None:
         """Somebody replays every third dead letter of the storm when it is over."""
@@ -311,6 +311,7 @@ def take(url: str, password: str, paths: dict[str, str], out: Path) -> None:
             for name, path in paths.items():
                 if scheme == "dark" and name != "overview":
                     continue
+                page.set_viewport_size({"width": 1440, "height": 1000})
                 answer = page.goto(url + path, wait_until="networkidle")
                 if answer is None or answer.status != 200:
                     raise SystemExit(f"{path} answered {answer and answer.status}")

@@ -203,9 +203,7 @@ def _pair_repeats(new: Sequence[NewJob]) -> tuple[list[NewJob], list[tuple[NewJo
     return first, repeats
 
 
-def _answer_repeats(
-    repeats: Sequence[tuple[NewJob, NewJob]], answers: list[Receipt | EnqueueError | None]
-) -> None:
+def _answer_repeats(repeats: Sequence[tuple[NewJob, NewJob]], answers: list[Receipt | EnqueueError | None]) -> None:
     unsure: dict[int, NewJob] = {}
     for job, leader in repeats:
         answer = answers[leader.position]

@@ -13,6 +13,9 @@ from uuid import UUID
 
 import msgspec
 
+LATEST_SECONDS: Final = 366 * 86400.0
+"""How far ahead a handler may put its job off; max age ends it earlier anyway."""
+
 
 @dataclass(frozen=True)
 class Confirmed:
@@ -38,7 +41,8 @@ class RetryLater(Exception):
 
     def __init__(self, seconds: float, message: str = "") -> None:
         super().__init__(message or f"try again in {seconds:g} s")
-        self.seconds = max(0.0, float(seconds))
+        # A number beyond this, or none at all, would be no time that PostgreSQL can store.
+        self.seconds = min(max(0.0, float(seconds)), LATEST_SECONDS)
 
 
 class Rejected(Exception):

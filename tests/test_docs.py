@@ -22,6 +22,7 @@ from jobsboard.models import SCOPES
 from queues.accept import EnqueueError
 from queues.contract_fields import FIELDS, NOT_ENFORCED, SWITCHES, VERSIONED, default_of
 from queues.http_target import signing_key
+from queues.scheduler import registered
 from queues.states import CANCELLED_REASONS, DEAD_REASONS, EXPIRED_REASONS, JobState, Reason
 
 ROOT = Path(settings.BASE_DIR)
@@ -70,6 +71,12 @@ def test_every_command_is_described(name: str) -> None:
     assert re.search(rf"manage\.py {name}\b", TEXT["docs/operations.md"])
 
 
+@pytest.mark.parametrize("name", [service.name for service in registered()])
+def test_every_service_of_the_scheduler_is_described(name: str) -> None:
+    """Whoever reads its log knows what each does."""
+    assert re.search(rf"\b{name} \(", TEXT["docs/operations.md"])
+
+
 def test_every_state_and_reason_is_described() -> None:
     """The two tables of the API have each of them, and nothing else."""
     tables = API.split("## The job")[1]
@@ -105,7 +112,7 @@ def test_every_error_code_is_described() -> None:
 
 def test_every_scope_is_named() -> None:
     """Whoever makes a key sees what it can open."""
-    assert all(scope in API for scope in SCOPES)
+    assert all(re.search(rf"\b{scope}\b", API) for scope in SCOPES)
 
 
 def test_every_field_of_a_contract_is_described() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from queues.lifecycle.sql import EPOCH, STATE, delta, execute, minute, uuids
+from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ WITH hit AS MATERIALIZED (
   UPDATE queues_job j SET state = 'processing', fence = j.fence + 1, attempt = j.attempt + 1, begun = j.begun + 1,
     alone = %(alone)s, worker = %(worker)s, started_at = jobs_clock(), finished_at = NULL,
     due_at = jobs_clock() + make_interval(secs => h.lease_seconds)
-  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
+  FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.fence, j.type, j.contract_version, j.attempt, j.begun, j.payload::text, j.idempotency_key,
     j."group", j.accepted_at, j.expires_at, j.failures, j.probe, j.trace, h.lease_seconds, h.was, j.tier, j.started_at
 ), counted AS ({
@@ -65,7 +65,7 @@ hit AS (
   WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing' ORDER BY j.id FOR UPDATE OF j
 )
 UPDATE queues_job j SET due_at = jobs_clock() + make_interval(secs => c.lease_seconds)
-FROM hit, queues_jobtype c WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = hit.id AND c.name = j.type
+FROM hit, queues_jobtype c WHERE {BETWEEN} AND j.id = hit.id AND c.name = j.type
 RETURNING j.id, j.fence, j.cancel_requested
 """
 
@@ -96,14 +96,14 @@ class Due:
 
 def claim(ids: Sequence[UUID], *, worker: str) -> list[Run]:
     """Start a run of each job that is due; the others are not named, since nothing was promised for them."""
-    rows = execute(CLAIM, {"ids": uuids(ids), "alone": len(ids) == 1, "worker": worker})
+    rows = execute(CLAIM, {**named(ids), "alone": len(ids) == 1, "worker": worker})
     return [Run(*row) for row in rows]
 
 
 def heartbeat(runs: Sequence[tuple[UUID, int]]) -> dict[tuple[UUID, int], bool]:
     """Extend the leases of (id, fence) pairs in hand. Shape: the pairs that still hold → cancel requested."""
     ids, fences = [run[0] for run in runs], [run[1] for run in runs]
-    return {(i, fence): cancel for i, fence, cancel in execute(HEARTBEAT, {"ids": uuids(ids), "fences": fences})}
+    return {(i, fence): cancel for i, fence, cancel in execute(HEARTBEAT, {**named(ids), "fences": fences})}
 
 
 def stageable(walk: Sequence[tuple[int, str, int]]) -> dict[str, list[Due]]:

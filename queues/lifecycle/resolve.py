@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from queues.lifecycle.settle import SETTLED_ROWS
-from queues.lifecycle.sql import EPOCH, STATE, delta, execute, minute, uuids
+from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named
 from queues.states import JobState, Reason
 
 
@@ -33,7 +33,7 @@ WITH hit AS MATERIALIZED (
     settled_at = CASE h.was WHEN 'processing' THEN NULL ELSE h.now END,
     reason = %(reason)s,
     resolution = CASE h.was WHEN 'processing' THEN NULL ELSE 'open' END
-  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
+  FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.begun, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was
 ), moved AS (SELECT * FROM changed WHERE state = 'cancelled'),
@@ -47,7 +47,7 @@ WITH hit AS MATERIALIZED (
   ORDER BY j.id FOR UPDATE OF j
 ), moved AS (
   UPDATE queues_job j SET resolution = %(resolution)s, resolved_at = jobs_clock(), resolved_by = %(by)s
-  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id RETURNING j.id, j.type, j.tier
+  FROM hit h WHERE {BETWEEN} AND j.id = h.id RETURNING j.id, j.type, j.tier
 ), counted AS ({delta((EPOCH, "'open.dead'", "-1", "-1"))})
 SELECT id FROM moved
 """
@@ -69,7 +69,7 @@ WITH parent AS MATERIALIZED (
 ), marked AS (
   UPDATE queues_job j SET replayed_by = p.child, resolution = 'replayed', resolved_at = p.now, resolved_by = %(by)s
   FROM parent p LEFT JOIN key ON key.job_id = p.child
-  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = p.id AND (p.dedupe_key IS NULL OR key.job_id IS NOT NULL)
+  WHERE {BETWEEN} AND j.id = p.id AND (p.dedupe_key IS NULL OR key.job_id IS NOT NULL)
   RETURNING j.id, j.type, j.tier, j.state
 ), child AS (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
@@ -96,17 +96,17 @@ SELECT id FROM child
 
 def cancel(ids: Sequence[UUID], *, reason: Reason) -> list[Cancelled]:
     """Cancel waiting jobs and ask running ones to stop. A job that does not come back was settled or asked before."""
-    rows = execute(CANCEL, {"ids": uuids(ids), "reason": reason.value})
+    rows = execute(CANCEL, {**named(ids), "reason": reason.value})
     return [Cancelled(id=i, state=JobState(state), may_have_acted=acted) for i, state, acted in rows]
 
 
 def close_dead_letters(ids: Sequence[UUID], *, resolution: str, by: str) -> set[UUID]:
     """Resolve open dead letters without running them again; returns those that were still open."""
-    rows: list[tuple[Any, ...]] = execute(CLOSE, {"ids": uuids(ids), "resolution": resolution, "by": by})
+    rows: list[tuple[Any, ...]] = execute(CLOSE, {**named(ids), "resolution": resolution, "by": by})
     return {row[0] for row in rows}
 
 
 def replay(job_id: UUID, *, by: str) -> UUID | None:
     """Accept the child of a dead, expired or cancelled job; None when somebody was faster or its key moved on."""
-    rows = execute(REPLAY, {"ids": uuids([job_id]), "by": by})
+    rows = execute(REPLAY, {**named([job_id]), "by": by})
     return rows[0][0] if rows else None

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from queues.lifecycle.sql import EPOCH, delta, execute, minute, records, uuids
+from queues.lifecycle.sql import BETWEEN, EPOCH, delta, execute, minute, named, records
 from queues.states import REASON_CODES, JobState
 
 
@@ -104,7 +104,7 @@ WITH item AS (
       || (h.failure || jsonb_build_object('attempt', h.attempt, 'started_at', h.started_at,
         'finished_at', h.now, 'worker', h.worker)) END,
     fingerprint = coalesce(h.fingerprint, j.fingerprint)
-  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id AND h.was = 'processing'
+  FROM hit h WHERE {BETWEEN} AND j.id = h.id AND h.was = 'processing'
   RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at,
     j.window_seconds, h.verdict, h.seconds, j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort,
     h.was
@@ -124,5 +124,5 @@ def settle(ends: Sequence[End]) -> dict[tuple[UUID, int], JobState]:
 
     A pair that is missing was superseded: its lease was lost, and another run or a sweep decided.
     """
-    rows = execute(SETTLE, {"ids": uuids(end.id for end in ends), "ends": records(ends)})
+    rows = execute(SETTLE, {**named([end.id for end in ends]), "ends": records(ends)})
     return {(job_id, fence): JobState(state) for job_id, fence, state in rows}

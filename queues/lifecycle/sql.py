@@ -11,6 +11,10 @@ STATE = "(j.state || '')"
 """The state as an expression: a statement that names its ids must find them by the primary key. With the bare column
 the planner takes a partial index of some state when it believes that few rows are in it, and reads them all."""
 
+BETWEEN = "j.id BETWEEN %(low)s::uuid AND %(high)s::uuid"
+"""The second mention of the jobs that a statement names: enough to prune partitions, and half a millisecond cheaper
+to plan than a second list of a hundred ids."""
+
 EPOCH = "to_timestamp(0)"
 """The time of counts that have none: how many jobs are in a state now."""
 
@@ -53,6 +57,11 @@ def delta(*rows: tuple[str, str, str, str] | tuple[str, str, str, str, str]) -> 
 def uuids(ids: Iterable[UUID]) -> str:
     """Return ids as an array literal; the driver's own lists cost ten times as much."""
     return "{" + ",".join(map(str, ids)) + "}"
+
+
+def named(ids: Sequence[UUID]) -> dict[str, Any]:
+    """Return the parameters of a statement that names its jobs: `ids`, and `low` and `high` for BETWEEN."""
+    return {"ids": uuids(ids), "low": min(ids, default=None), "high": max(ids, default=None)}
 
 
 def records(rows: Iterable[Any]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from queues.lifecycle.settle import FAILURES_KEPT, SETTLED_ROWS
-from queues.lifecycle.sql import STATE, delta, execute, minute, uuids
+from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, minute, named, uuids
 from queues.states import JobState
 
 # The contract of the job's own version; a version without a snapshot falls back to the newest one.
@@ -41,7 +41,7 @@ hit AS MATERIALIZED (
       || jsonb_build_object('error_class', 'WorkerLost', 'message',
       'the process that ran this job is gone; whether the work happened is not known', 'attempt', h.attempt,
       'started_at', h.started_at, 'finished_at', h.now, 'worker', h.worker)
-  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
+  FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at, j.window_seconds,
     j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort, 'processing' AS was
 ), counted AS ({delta(*SETTLED_ROWS, (minute("m.finished_at"), "'lost'", "-1", "1"))})
@@ -65,7 +65,7 @@ WITH hit AS MATERIALIZED (
 ), moved AS (
   UPDATE queues_job j SET state = h.state, due_at = NULL, settled_at = h.now, resolution = 'open',
     reason = CASE h.was WHEN 'awaiting_confirmation' THEN 'unconfirmed' ELSE 'stale' END
-  FROM hit h WHERE j.id = ANY(%(ids)s::uuid[]) AND j.id = h.id
+  FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was
 ), counted AS ({delta(*SETTLED_ROWS)})
@@ -82,7 +82,7 @@ def rescue(ids: Sequence[UUID], *, dead_runs: Sequence[tuple[UUID, int]] = ()) -
     """Give up runs whose lease ran out, and those (id, fence) pairs whose process is known to be dead."""
     rows = execute(
         RESCUE,
-        {"ids": uuids(ids), "dead": uuids(run[0] for run in dead_runs), "fences": [run[1] for run in dead_runs]},
+        {**named(ids), "dead": uuids(run[0] for run in dead_runs), "fences": [run[1] for run in dead_runs]},
     )
     return {job_id: JobState(state) for job_id, state in rows}
 
@@ -94,4 +94,4 @@ def stale(*, limit: int) -> list[UUID]:
 
 def expire(ids: Sequence[UUID]) -> dict[UUID, JobState]:
     """End jobs past their max age, as their contract says."""
-    return {job_id: JobState(state) for job_id, state in execute(EXPIRE, {"ids": uuids(ids)})}
+    return {job_id: JobState(state) for job_id, state in execute(EXPIRE, {**named(ids)})}

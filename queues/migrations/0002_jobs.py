@@ -123,8 +123,10 @@ CREATE INDEX job_staging ON queues_job (tier, type, priority DESC, due_at) WHERE
 CREATE INDEX job_lease ON queues_job (due_at) WHERE state = 'processing';
 CREATE INDEX job_awaiting ON queues_job (due_at) WHERE state = 'awaiting_confirmation';
 CREATE INDEX job_expiry ON queues_job (expires_at) WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation');
--- Oldest open job of a type, and the lists of open jobs.
-CREATE INDEX job_open ON queues_job (tier, type, ready_at) WHERE state IN {_OPEN};
+-- Oldest waiting job of a type. Running ones are not in it: they are few, job_lease finds them, and each claim would
+-- have to move its entry here.
+CREATE INDEX job_open ON queues_job (tier, type, ready_at)
+  WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation');
 CREATE INDEX job_dead ON queues_job (type, id) WHERE state = 'dead' AND resolution = 'open';
 CREATE INDEX job_by_type ON queues_job (type, id);
 """

@@ -97,12 +97,13 @@ _SUBSETS: Final[Mapping[str, str]] = {
     JobState.RETRYING: f"state IN ({_WAITING}) ORDER BY tier, type, priority DESC, due_at",
 }
 
+# The limit inside the lateral join keeps it a probe of one partition for each id, never a join with the table.
 _PAGE: Final = """
 WITH RECURSIVE {before}looked AS MATERIALIZED ({source}),
 hit AS (SELECT id FROM looked WHERE {where} ORDER BY id {order} LIMIT %(limit)s)
 SELECT s.n, s.edge, {select}, {error}
 FROM (SELECT count(*) AS n, (SELECT id FROM looked ORDER BY id {far} LIMIT 1) AS edge FROM looked) AS s
-LEFT JOIN hit ON true LEFT JOIN queues_job j ON j.id = hit.id
+LEFT JOIN hit ON true LEFT JOIN LATERAL (SELECT * FROM queues_job WHERE id = hit.id LIMIT 1) AS j ON true
 ORDER BY j.id DESC
 """
 _LINEAGE: Final = """lineage (id, n) AS (
@@ -234,11 +235,16 @@ def _first_id(at: dt.datetime | None) -> UUID | None:
     return None if at is None else UUID(int=max(0, int(at.timestamp() * 1000)) << 80)
 
 
-# Index job_open by (tier, type): the oldest first.
+# Index job_open by (tier, type) for those that wait; running ones are as few as bodies, and job_lease has them.
 _OLDEST: Final = f"""
-SELECT {_SELECT}, {_LAST_ERROR} FROM queues_job j
-WHERE state IN ({_OPEN}) AND tier = ANY(%(tiers)s::smallint[]) AND type = %(type)s ORDER BY ready_at LIMIT %(limit)s
-"""  # noqa: S608 (states and columns only)
+SELECT {_SELECT}, {_LAST_ERROR} FROM queues_job j WHERE id IN (
+  (SELECT id FROM queues_job WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation')
+    AND tier = ANY(%(tiers)s::smallint[]) AND type = %(type)s ORDER BY ready_at LIMIT %(limit)s)
+  UNION ALL
+  (SELECT id FROM queues_job WHERE state = 'processing' AND tier = ANY(%(tiers)s::smallint[]) AND type = %(type)s
+    ORDER BY ready_at LIMIT %(limit)s)
+) ORDER BY ready_at LIMIT %(limit)s
+"""  # noqa: S608 (columns only)
 
 
 def oldest_jobs(name: str, *, tiers: Sequence[int], limit: int) -> list[JobRow]:

@@ -8,8 +8,6 @@ from typing import Any, Final
 
 from django.db import connection
 
-from queues.states import OPEN
-
 PAIRS_MAX: Final = 400
 """Of how many (tier, type) pairs the oldest open job is looked up for one page."""
 
@@ -24,15 +22,17 @@ SELECT v.n, jobs_now(),
 FROM queues_boardversion v WHERE v.id = 1
 """
 
-# Index job_open: one probe per pair and partition, however many jobs there are.
-_OLDEST: Final = f"""
+# Index job_open: one probe per pair and partition, however many jobs there are. Running jobs are as few as bodies.
+_OLDEST: Final = """
 SELECT w.tier, w.type, j.ready_at FROM unnest(%(tiers)s::smallint[], %(types)s::text[]) AS w (tier, type)
 CROSS JOIN LATERAL (
   SELECT ready_at FROM queues_job
-  WHERE state IN ({", ".join(f"'{state}'" for state in OPEN)}) AND tier = w.tier AND type = w.type
+  WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation') AND tier = w.tier AND type = w.type
   ORDER BY ready_at LIMIT 1
 ) AS j
-"""  # noqa: S608 (states only)
+UNION ALL
+SELECT tier, type, min(ready_at) FROM queues_job WHERE state = 'processing' GROUP BY tier, type
+"""
 
 _POOLS: Final = """
 SELECT kind, q, sum(slots), sum(busy), count(*), max(seen_at), max(seen_at) > jobs_now() - interval '30 seconds'
@@ -134,7 +134,10 @@ def oldest_open(pairs: Iterable[tuple[int, str]]) -> dict[tuple[int, str], dt.da
     if not asked:
         return {}
     params = {"tiers": [tier for tier, _ in asked], "types": [name for _, name in asked]}
-    return {(tier, name): ready_at for tier, name, ready_at in _rows(_OLDEST, params)}
+    oldest: dict[tuple[int, str], dt.datetime] = {}
+    for tier, name, ready_at in _rows(_OLDEST, params):
+        oldest[(tier, name)] = min(ready_at, oldest.get((tier, name), ready_at))
+    return oldest
 
 
 def processes() -> Processes:

@@ -42,6 +42,8 @@ class Chunk:
         self._ended: list[End] = []
         self._oldest_end = 0.0
         self._alone = len(runs) == 1
+        # Not the time before the claim: a claim that is slow under load would release its whole chunk, over and over.
+        self._may_begin_until = leases.now() + BEGIN_SECONDS
 
     def begin(self, *, draining: bool) -> Run | None:
         """Take the next member to run; None when there is none, or too late, or the worker drains."""
@@ -78,7 +80,7 @@ class Chunk:
 
     def _too_late(self) -> bool:
         # A single job has no neighbour that could be kept waiting by it.
-        return not self._alone and leases.now() - self.claimed_at > BEGIN_SECONDS
+        return not self._alone and leases.now() > self._may_begin_until
 
 
 class Runner:
@@ -98,10 +100,11 @@ class Runner:
         if self.table.draining:
             return 0
         since = leases.now()
-        runs = lifecycle.claim(ids[: leases.ENTRIES], worker=self.incarnation)
+        slot = self._slot()
+        # Ends of the last chunk may still be on their way; what cannot be held is not claimed.
+        runs = lifecycle.claim(ids[: slot.room], worker=self.incarnation)
         if not runs:
             return 0
-        slot = self._slot()
         for run in runs:
             slot.hold(run.id, run.fence, run.lease_seconds, since=since)
         chunk = Chunk(runs, slot, claimed_at=since)

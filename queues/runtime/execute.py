@@ -7,7 +7,7 @@ import traceback
 from typing import Any, Final
 
 import msgspec
-from django.db import connection
+from django.db import connections
 
 from queues import contracts, handlers, http_target, redaction, retry
 from queues.contracts import Contract
@@ -33,16 +33,18 @@ def execute(run: Run, context: JobContext) -> End:
     except Exception as error:  # without its contract a job cannot be judged; it costs this attempt only
         log.exception("job %s: its contract cannot be read", run.id)
         return _failed(run, error, None, started)
+    connection = connections["default"]
     was_atomic = connection.in_atomic_block
     try:
-        outcome = _call(context, contract)
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        return _judge(run, _call(context, contract), contract, started)
+    except BaseException as error:  # also asyncio's CancelledError: a body that ended has an end
         return _failed(run, error, contract, started)
     finally:
-        if connection.in_atomic_block != was_atomic or (connection.connection is not None and not was_atomic and not connection.autocommit):
+        if connection.in_atomic_block != was_atomic or (
+            connection.connection is not None and not was_atomic and not connection.autocommit
+        ):
             # The handler left a transaction open: the end of the run would be written into it and lost with it.
             connection.close()
-    return _judge(run, outcome, contract, started)
 
 
 def _call(context: JobContext, contract: Contract) -> Any:
@@ -104,7 +106,7 @@ def _failed(run: Run, error: BaseException, contract: Contract | None, started: 
     if isinstance(error, handlers.RetryLater):
         retry_in = error.seconds
     name = type(error).__qualname__
-    message = clean(redaction.redact_text(str(error)))[:MESSAGE_CHARACTERS]
+    message = clean(redaction.redact_text(_words(error)))[:MESSAGE_CHARACTERS]
     frame = _application_frame(error)
     # Exception objects keep their frames and those keep locals; only text leaves this function.
     text = "".join(traceback.format_exception(error, limit=-40))
@@ -123,6 +125,13 @@ def _failed(run: Run, error: BaseException, contract: Contract | None, started: 
         seconds=time.perf_counter() - started,
         on_stale=contract.on_stale if contract is not None else "expire",
     )
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a handler's exception class may be broken; its job needs an end all the same
+        return "(this exception cannot be printed)"
 
 
 def _final_reason(run: Run, error: BaseException, contract: Contract | None) -> str | None:

@@ -68,13 +68,15 @@ class Heart:
 
     def beat(self) -> None:
         """Bury the dead first, then extend what is older than a third of its lease."""
+        # Asked once and first: who dies later in this beat keeps its slot until the next one has reported its runs.
+        gone = {pid for pid, _ in self.table.slots() if not alive(pid)}
         held = list(self.table.held())
-        dead = [run for run in held if not alive(run.pid)]
+        dead = [run for run in held if run.pid in gone]
         if dead:
             log.warning("heartbeat: %d runs lost with their processes", len(dead))
             lifecycle.rescue([run.id for run in dead], dead_runs=[(run.id, run.fence) for run in dead])
         for pid, offset in list(self.table.slots()):
-            if not alive(pid):
+            if pid in gone:
                 self.table.free(offset)
         due = [r for r in held if r not in dead and now() - r.renewed_at > r.lease_seconds / 3]
         if due:

@@ -129,6 +129,11 @@ class Slot:
         self._generation = 0
         self._free = list(range(ENTRIES - 1, -1, -1))
 
+    @property
+    def room(self) -> int:
+        """How many more runs this slot can hold."""
+        return len(self._free)
+
     def hold(self, job_id: UUID, fence: int, lease_seconds: float, *, since: float) -> None:
         """Note a run in hand. `since` is the time before its claim was sent, so that the lease is never overrated."""
         entry = self._free.pop()

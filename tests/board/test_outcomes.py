@@ -1,0 +1,257 @@
+"""The read side: cohorts whose window has passed, hours and minutes that add up, lists that say what they searched."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.db.models import F
+
+from queues import lifecycle, outcomes
+from queues.histogram import bucket_of
+from queues.models import OutcomeRollup
+from queues.outcomes import JobFilter, Span
+from queues.outcomes import lists as outcome_lists
+from queues.states import OPEN
+from tests.board.conftest import bury
+from tests.factories import accept, claim, confirmed, fold_all, make_type, sql
+
+NOW = dt.datetime(2026, 11, 21, 3, 17, 30, tzinfo=dt.UTC)
+
+
+def put(at: dt.datetime, *, window: int = 300, name: str = "mail.send", tier: int = 2, **counts: int) -> None:
+    """Add counts to minute, hour and day, as a fold does."""
+    for grain, seconds in (("minute", 60), ("hour", 3600), ("day", 86_400)):
+        key = {"grain": grain, "at": outcomes.ranges.floor_to(at, seconds), "type": name, "tier": tier}
+        row, _ = OutcomeRollup.objects.get_or_create(**key, defaults={"window_seconds": window})
+        added: dict[str, Any] = {measure: F(measure) + n for measure, n in counts.items()}
+        OutcomeRollup.objects.filter(pk=row.pk).update(**added)
+
+
+def put_lag(at: dt.datetime, seconds: float, *, n: int = 1, measure: str = "lag", name: str = "mail.send") -> None:
+    bucket = bucket_of(seconds) if measure == "lag" else int(seconds)
+    for grain, size in (("minute", 60), ("hour", 3600), ("day", 86_400)):
+        sql(
+            "INSERT INTO queues_outcomehistogram AS r (grain, at, type, tier, measure, bucket, n)"
+            " VALUES (%s, %s, %s, 2, %s, %s, %s)"
+            " ON CONFLICT (grain, at, type, tier, measure, bucket) DO UPDATE SET n = r.n + excluded.n",
+            grain, outcomes.ranges.floor_to(at, size), name, measure, bucket, n,
+        )  # fmt: skip
+
+
+def ago(**span: float) -> dt.datetime:
+    return NOW - dt.timedelta(**span)
+
+
+@pytest.mark.parametrize("name", outcomes.RANGES)
+def test_a_span_has_at_most_72_slots_and_ends_now(name: str) -> None:
+    span = Span.of(name, now=NOW)
+    assert 15 <= len(span.slots) <= 72
+    assert span.slots[-1] <= NOW < span.slots[-1] + dt.timedelta(seconds=span.slot_seconds)
+    assert span.index(NOW) == len(span.slots) - 1
+    first, last = span.hours
+    assert span.since <= first <= last <= NOW
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", outcomes.RANGES)
+def test_without_data_nothing_is_zero_or_one(name: str) -> None:
+    span = Span.of(name, now=NOW)
+    total = outcomes.flow(span).total()
+    assert total.ratio is None
+    assert total.dead_rate is None
+    assert total.duplicate_rate is None
+    assert outcomes.lags(span).of().p95 is None
+    assert all(one.p95 is None for one in outcomes.lag_series(span))
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", outcomes.RANGES)
+def test_a_minute_counts_once_its_window_has_passed(name: str) -> None:
+    """at + 60 s + window_seconds <= now."""
+    make_type("mail.send", window_seconds=300)
+    put(ago(minutes=6, seconds=30), ready=10, in_window=9)  # 03:11: passed at 03:17
+    put(ago(minutes=5, seconds=30), ready=10, in_window=0)  # 03:12: passes at 03:18
+    total = outcomes.flow(Span.of(name, now=NOW)).total()
+    assert (total.due, total.kept) == (10, 9)
+    assert total.ratio == 0.9
+
+
+@pytest.mark.django_db
+def test_jobs_cancelled_before_their_window_are_in_no_cohort() -> None:
+    put(ago(minutes=10), ready=10, in_window=4, excluded=6)
+    assert outcomes.flow(Span.of("1h", now=NOW)).total().ratio == 1.0
+    put(ago(minutes=20), ready=3, excluded=3, name="other")
+    assert outcomes.flow(Span.of("1h", now=NOW)).total(name="other").ratio is None
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("window", [60, 300, 1800, 7200, 40_000])
+@pytest.mark.parametrize("name", ["24h", "7d"])
+def test_hours_and_minutes_add_up_to_the_minutes(name: str, window: int) -> None:
+    """The hour in which a window passes now is read by minutes; nothing is counted twice or lost."""
+    make_type("mail.send", window_seconds=window)
+    span = Span.of(name, now=NOW)
+    due = kept = accepted = 0
+    at = span.since
+    while at <= NOW:
+        put(at, window=window, ready=3, in_window=2, accepted=3)
+        accepted += 3
+        if at + dt.timedelta(seconds=60 + window) <= NOW:
+            due, kept = due + 3, kept + 2
+        at += dt.timedelta(minutes=7)
+    total = outcomes.flow(span).total()
+    assert (total.due, total.kept, total.accepted) == (due, kept, accepted)
+    assert sum(one.accepted for one in outcomes.flow(span).series()) == accepted
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", outcomes.RANGES)
+def test_percentiles_cover_the_whole_span(name: str) -> None:
+    span = Span.of(name, now=NOW)
+    for at in (span.since, span.since + (NOW - span.since) / 2, NOW):
+        put_lag(at, 2.0, n=100)
+    put_lag(NOW, 60.0, n=2)
+    put_lag(span.since - dt.timedelta(minutes=1), 9_000.0, n=10_000)
+    lag = outcomes.lags(span).of(tier=2, name="mail.send")
+    assert lag.p50 == pytest.approx(2.0, rel=0.05)
+    assert lag.p99 == pytest.approx(2.0, rel=0.05)
+    assert outcomes.lag_slots(span, name="mail.send")[1] == lag
+    series = outcomes.lag_series(span, tier=2)
+    assert series[0].p50 == pytest.approx(2.0, rel=0.05)
+    assert series[-1].p99 == pytest.approx(60.0, rel=0.05)
+
+
+@pytest.mark.django_db
+def test_deaths_are_named_by_their_reason() -> None:
+    put_lag(NOW, 1, measure="dead", n=3)
+    assert outcomes.lags(Span.of("1h", now=NOW)).dead == {(2, "mail.send"): {"permanent_error": 3}}
+
+
+def test_since_when_a_ratio_is_below_its_target() -> None:
+    span = Span.of("15m", now=NOW)
+    n = len(span.slots)
+
+    def since(*kept: int | None) -> dt.datetime | None:
+        series = [outcomes.Counts(due=10 if k is not None else 0, kept=k or 0) for k in kept]
+        return outcomes.below_since([outcomes.Counts()] * (n - len(series)) + series, 0.9, span)
+
+    assert since(10, 10, 8, 7, None) == span.slots[-3]
+    assert since(5, 10) is None
+    assert since(8, None, 8) == span.slots[-3]
+    assert since() is None
+
+
+@pytest.mark.django_db
+def test_the_board_says_what_is_open_and_who_works() -> None:
+    make_type("mail.send", tier_id=1, target_ratio=0.9)
+    ids = accept(3, kind="mail.send")
+    bury([ids[0]])
+    fold_all()
+    board = outcomes.board()
+    assert board.count("accepted", tier=1, name="mail.send") == 2
+    assert board.count("dead") == 1
+    assert board.types["mail.send"].target == 0.9
+    assert board.tiers[1].target == 0.999
+    oldest = outcomes.oldest_open([(1, "mail.send"), (2, "mail.send")])
+    assert set(oldest) == {(1, "mail.send")}
+    assert [row.id for row in outcomes.oldest_jobs("mail.send", tiers=[1], limit=5)] == ids[1:]
+
+
+def listed(wanted: JobFilter, **options: Any) -> tuple[list[UUID], outcomes.JobPage]:
+    counts = {state.value: outcomes.board().count(state) for state in OPEN}
+    page = outcomes.jobs(wanted, types=["mail.send", "other"], counts=options.pop("counts", counts), **options)
+    return [row.id for row in page.rows], page
+
+
+@pytest.mark.django_db
+def test_lists_find_by_state_key_group_and_type() -> None:
+    make_type("mail.send")
+    make_type("other")
+    plain = accept(3, kind="mail.send")
+    other = accept(2, kind="other", group="g1")
+    (keyed,) = accept(1, kind="other", dedupe_key="k1")
+    claim([plain[0]])
+    bury([plain[1]])
+    fold_all()
+    assert listed(JobFilter())[0] == sorted([*plain, *other, keyed], reverse=True)
+    assert listed(JobFilter(type="other"))[0] == sorted([*other, keyed], reverse=True)
+    assert listed(JobFilter(state="processing"))[0] == [plain[0]]
+    assert listed(JobFilter(state="dead"))[0] == [plain[1]]
+    assert listed(JobFilter(dead_letters=True))[0] == [plain[1]]
+    assert listed(JobFilter(dead_letters=True, reason="stale"))[0] == []
+    assert listed(JobFilter(dead_letters=True, tiers=(1,)))[0] == []
+    assert listed(JobFilter(key="k1"))[0] == [keyed]
+    assert listed(JobFilter(key="k1", type="mail.send"))[0] == []
+    assert listed(JobFilter(group="g1"))[0] == sorted(other, reverse=True)
+    assert listed(JobFilter(tiers=(2,), state="accepted", type="mail.send"))[0] == [plain[2]]
+    soon = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)
+    assert listed(JobFilter(since=soon))[0] == []
+    assert len(listed(JobFilter(until=soon))[0]) == 6
+
+
+@pytest.mark.django_db
+def test_a_look_ends_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter without an index looks at so many rows, says so, and the next page goes on behind them."""
+    monkeypatch.setattr(outcome_lists, "LOOK_AT_MOST", 10)
+    make_type("mail.send")
+    (wanted,) = accept(1, kind="mail.send", group="g1")
+    accept(25, kind="mail.send")
+    pages, after = 0, None
+    while True:
+        ids, page = listed(JobFilter(group="g1"), after=after)
+        pages += 1
+        assert page.looked is not None
+        assert page.looked <= 10
+        if ids:
+            break
+        assert not page.complete
+        after = page.older
+    assert ids == [wanted]
+    assert pages == 3
+    assert page.older is None
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        JobFilter(),
+        JobFilter(type="mail.send"),
+        JobFilter(state="processing"),
+        JobFilter(state="accepted"),
+        JobFilter(dead_letters=True),
+        JobFilter(key="k"),
+    ],
+)
+def test_no_list_scans_the_jobs_table(wanted: JobFilter, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_type("mail.send")
+    lifecycle.settle([confirmed(run) for run in claim(accept(400, kind="mail.send"))])
+    accept(10, kind="mail.send")
+    fold_all()
+    sql("ANALYZE queues_job")
+    plans: list[str] = []
+    executed = outcome_lists.connection.cursor
+
+    class Explained:
+        def __enter__(self) -> Any:
+            self.cursor = executed()
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.cursor.close()
+
+        def execute(self, statement: str, params: Any) -> None:
+            self.cursor.execute("EXPLAIN " + statement, params)
+            plans.append("\n".join(row[0] for row in self.cursor.fetchall()))
+            self.cursor.execute(statement, params)
+
+        def fetchall(self) -> Any:
+            return self.cursor.fetchall()
+
+    monkeypatch.setattr(outcome_lists, "connection", type("C", (), {"cursor": staticmethod(Explained)}))
+    outcomes.jobs(wanted, types=["mail.send"], counts={"processing": 1, "accepted": 10})
+    today = f"queues_job_{dt.datetime.now(dt.UTC):%Y%m%d}"
+    assert f"Seq Scan on {today}" not in plans[0], plans[0]
