@@ -31,14 +31,14 @@ test: $(STAMP) ## run all tests on servers of their own (ARGS="-m 'not acceptanc
 lint: $(STAMP) ## ruff, mypy, import-linter, and Django's own checks
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy
+	$(LOCAL) isolated -- python -m mypy
 	.venv/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 	$(LOCAL) isolated -- $(PYTHON) manage.py check --fail-level WARNING
 	$(LOCAL) isolated -- $(PYTHON) manage.py makemigrations --check --dry-run
 
 .PHONY: bench
 bench: $(STAMP) ## measure throughput on servers of its own
-	@exec $(LOCAL) isolated -- python benchmarks/drain.py $(ARGS)
+	@exec $(LOCAL) isolated -- python -m benchmarks.drain $(ARGS)
 
 .PHONY: screenshots
 screenshots: $(STAMP) ## take the pictures of the documentation

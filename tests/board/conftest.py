@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 from uuid import UUID
 
 import pytest
@@ -15,7 +15,11 @@ from queues.models import Job
 from queues.states import Reason
 from tests.factories import accept, claim, confirmed, fold_all, make_type
 
-ClientOf = Callable[[str], Client]
+
+class ClientOf(Protocol):
+    """Logs a person of a role in."""
+
+    def __call__(self, role: str, *, enforce_csrf_checks: bool = False) -> Client: ...
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +31,11 @@ def _broker_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def client_of(db: None) -> ClientOf:
     """Return a function that logs a person of a role in."""
 
-    def login(role: str, **options: bool) -> Client:
+    def login(role: str, *, enforce_csrf_checks: bool = False) -> Client:
         person = User.objects.filter(username=role).first() or User.objects.create_user(role)
         if role != "nobody":
             person.groups.set([Group.objects.get_or_create(name=role)[0]])
-        client = Client(**options)  # type: ignore[arg-type]
+        client = Client(enforce_csrf_checks=enforce_csrf_checks)
         client.force_login(person)
         return client
 

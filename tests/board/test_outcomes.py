@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import pytest
+from django.db import connection
 from django.db.models import F
+from django.test.utils import CaptureQueriesContext
 
 from queues import lifecycle, outcomes
 from queues.histogram import bucket_of
-from queues.models import OutcomeRollup
+from queues.models import Job, OutcomeRollup
 from queues.outcomes import JobFilter, Span
 from queues.outcomes import lists as outcome_lists
 from queues.states import OPEN
@@ -220,38 +224,54 @@ def test_a_look_ends_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         JobFilter(),
         JobFilter(type="mail.send"),
+        JobFilter(type="mail.send", state="confirmed"),
         JobFilter(state="processing"),
         JobFilter(state="accepted"),
         JobFilter(dead_letters=True),
         JobFilter(key="k"),
     ],
 )
-def test_no_list_scans_the_jobs_table(wanted: JobFilter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_list_has_an_index(wanted: JobFilter) -> None:
+    """With sequential scans forbidden, one is left in the plan only where no index fits."""
     make_type("mail.send")
-    lifecycle.settle([confirmed(run) for run in claim(accept(400, kind="mail.send"))])
+    lifecycle.settle([confirmed(run) for run in claim(accept(100, kind="mail.send"))])
     accept(10, kind="mail.send")
-    fold_all()
     sql("ANALYZE queues_job")
-    plans: list[str] = []
-    executed = outcome_lists.connection.cursor
+    sql("SET LOCAL enable_seqscan = off")
+    plan = _plan(lambda: outcomes.jobs(wanted, types=["mail.send"], counts={"processing": 1, "accepted": 10}))
+    assert "Index" in plan
+    assert not re.search(r"Seq Scan on queues_job", plan), plan
 
-    class Explained:
-        def __enter__(self) -> Any:
-            self.cursor = executed()
-            return self
 
-        def __exit__(self, *_: object) -> None:
-            self.cursor.close()
+@pytest.mark.django_db
+def test_oldest_open_reads_indexes_only() -> None:
+    make_type("mail.send", tier_id=1)
+    accept(10, kind="mail.send")
+    sql("ANALYZE queues_job")
+    sql("SET LOCAL enable_seqscan = off")
+    for ask in (
+        lambda: outcomes.oldest_open([(1, "mail.send")]),
+        lambda: outcomes.oldest_jobs("mail.send", tiers=[1], limit=5),
+    ):
+        plan = _plan(ask)
+        assert not re.search(r"Seq Scan on queues_job", plan), plan
 
-        def execute(self, statement: str, params: Any) -> None:
-            self.cursor.execute("EXPLAIN " + statement, params)
-            plans.append("\n".join(row[0] for row in self.cursor.fetchall()))
-            self.cursor.execute(statement, params)
 
-        def fetchall(self) -> Any:
-            return self.cursor.fetchall()
+def _plan(ask: Callable[[], object]) -> str:
+    """Return the plan of the one statement that a function sends."""
+    with CaptureQueriesContext(connection) as captured:
+        ask()
+    assert len(captured) == 1
+    return "\n".join(row[0] for row in sql("EXPLAIN " + captured[0]["sql"].replace("%", "%%")))
 
-    monkeypatch.setattr(outcome_lists, "connection", type("C", (), {"cursor": staticmethod(Explained)}))
-    outcomes.jobs(wanted, types=["mail.send"], counts={"processing": 1, "accepted": 10})
-    today = f"queues_job_{dt.datetime.now(dt.UTC):%Y%m%d}"
-    assert f"Seq Scan on {today}" not in plans[0], plans[0]
+
+@pytest.mark.django_db
+def test_the_older_of_waiting_and_running_is_the_oldest(shift_clock: Callable[[str], None]) -> None:
+    make_type("mail.send", tier_id=1)
+    shift_clock("-2 hours")
+    waiting = accept(1, kind="mail.send")
+    shift_clock("-1 hour")
+    claim(accept(1, kind="mail.send"))
+    shift_clock("0")
+    oldest = outcomes.oldest_open([(1, "mail.send")])
+    assert oldest[1, "mail.send"] == Job.objects.get(id=waiting[0]).ready_at
