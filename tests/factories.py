@@ -115,6 +115,13 @@ def get(job_id: UUID) -> Job:
     return Job.objects.get(id=job_id)
 
 
+def evidence(job_id: UUID) -> dict[str, Any]:
+    """Return the evidence of a job that has some."""
+    found: dict[str, Any] | None = get(job_id).evidence
+    assert found is not None
+    return found
+
+
 def accept(n: int = 1, *, kind: str = TYPE, **overrides: Any) -> list[UUID]:
     """Accept jobs through the front door and return their ids."""
     return [

@@ -65,12 +65,7 @@ def dead_letters(request: HttpRequest) -> HttpResponse:
         "filters": [
             tier_filter(board, tier or ""),
             type_filter(board, wanted.type),
-            {
-                "name": "reason",
-                "label": "Reason",
-                "value": wanted.reason or "",
-                "options": list(_REASONS.items()),
-            },
+            {"name": "reason", "label": "Reason", "value": wanted.reason or "", "options": list(_REASONS.items())},
         ],
     }
     return answer(request, "board/dead_letters.html", context)

@@ -110,7 +110,7 @@ def job_type(request: HttpRequest, name: str) -> HttpResponse:
     params = Params(request)
     range_name = params.choice("range", RANGES) or DEFAULT_RANGE
     span = Span.of(range_name, now=board.now)
-    versions = _versions(name)
+    row, versions = _versions(name)
     can_edit = can(request.user, "edit_contract") and getattr(request.user, "is_staff", False)
     context = {
         "title": name,
@@ -123,7 +123,7 @@ def job_type(request: HttpRequest, name: str) -> HttpResponse:
         "shown_version": _chosen(params, versions),
         "edit_url": reverse("admin:queues_jobtype_change", args=[name]) if can_edit else "",
         **_numbers(request, known, span, versions),
-        **_contract(name, known),
+        **_contract(row, known),
     }
     return answer(request, "board/job_type.html", context, poll=15)
 
@@ -154,8 +154,7 @@ def _numbers(request: HttpRequest, known: TypeNow, span: Span, versions: Sequenc
     }
 
 
-def _contract(name: str, known: TypeNow) -> dict[str, Any]:
-    row = JobType.objects.get(name=name)
+def _contract(row: JobType, known: TypeNow) -> dict[str, Any]:
     fields = fields_of(row) | {"tier": row.tier_id}
     cap = f", at most {duration(row.backoff_cap_seconds)}" if row.backoff != "fixed" else ""
     return {
@@ -166,16 +165,18 @@ def _contract(name: str, known: TypeNow) -> dict[str, Any]:
     }
 
 
-def _versions(name: str) -> list[Version]:
-    found = ContractRevision.objects.filter(job_type_id=name).order_by("-version").defer("fields")[:VERSIONS]
-    return [
-        Version(
-            number=one.version,
-            at=one.at,
-            actor=one.actor,
-            reason=one.reason,
-            rows=_diff_rows(one.diff),
-        )
+def _versions(name: str) -> tuple[JobType, list[Version]]:
+    """Return the contract as it is now, and its newest versions, in one statement."""
+    found = list(
+        ContractRevision.objects.filter(job_type_id=name)
+        .select_related("job_type")
+        .defer("fields")
+        .order_by("-version")[:VERSIONS]
+    )
+    # A type that was made by hand has no versions.
+    row = found[0].job_type if found else JobType.objects.get(name=name)
+    return row, [
+        Version(number=one.version, at=one.at, actor=one.actor, reason=one.reason, rows=_diff_rows(one.diff))
         for one in found
     ]
 

@@ -69,7 +69,7 @@ def overview(request: HttpRequest) -> HttpResponse:
 def _charts(params: Params, numbers: summary.Numbers, tiers: list[summary.TierLine]) -> dict[str, Any]:
     chosen = params.choice("lag", {str(tier.number) for tier in tiers}, word="tier")
     # The tier that is worst off; when all is well, the first that has something to show.
-    worst = min(tiers, key=lambda tier: (not tier.breach, tier.lag.p95 is None, tier.number))
+    worst = min(tiers, key=lambda t: (not t.breach, t.gap if t.breach else 0.0, t.lag.p95 is None, t.number))
     tier = next((tier for tier in tiers if str(tier.number) == chosen), worst)
     series = outcomes.lag_series(numbers.span, tier=tier.number)
     return {

@@ -29,9 +29,14 @@ class Line:
         return self.total.ratio
 
     @property
+    def gap(self) -> float:
+        """How far the ratio is from its target; below it negative, 0 without data."""
+        return 0.0 if self.ratio is None else self.ratio - self.target
+
+    @property
     def breach(self) -> bool:
         """The promise is not kept."""
-        return self.ratio is not None and self.ratio < self.target
+        return self.gap < 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,7 @@ class TypeLine(Line):
     @property
     def rank(self) -> tuple[bool, float, str]:
         """Worst first; without data last."""
-        return (self.ratio is None, (self.ratio or 0.0) - self.target, self.name)
+        return (self.ratio is None, self.gap, self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,8 +92,8 @@ def concerns(
     return [
         *_machinery(tiers, processes, broker=broker, now=now),
         *(_late(line) for line in late),
-        *(_overdue(line) for line in types if line.overdue and not line.breach and not line.paused),
         *(_dead(line, lags) for line in sorted(types, key=lambda t: (t.tier, -t.dead)) if line.dead),
+        *(_overdue(line) for line in types if line.overdue and not line.breach and not line.paused),
         *(_paused(line) for line in types if line.paused and line.open),
     ]
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from django.db import transaction
+
 from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named
 
 
@@ -110,6 +112,11 @@ def stageable(walk: Sequence[tuple[int, str, int]]) -> dict[str, list[Due]]:
     """Return due work by type, for each (tier, type, limit)."""
     found: dict[str, list[Due]] = {}
     params = {"tiers": [w[0] for w in walk], "types": [w[1] for w in walk], "limits": [w[2] for w in walk]}
-    for name, job_id, alone, due_at in execute(STAGEABLE, params):
+    # After a burst the statistics still say that nothing waits; to sort "one" row then looks as cheap as the staging
+    # index's own order, and every round reads the whole backlog (measured: 40 ms at 50,000, against 1 ms).
+    with transaction.atomic():
+        execute("SET LOCAL enable_sort = off", {})
+        rows = execute(STAGEABLE, params)
+    for name, job_id, alone, due_at in rows:
         found.setdefault(name, []).append(Due(job_id, alone, due_at))
     return found

@@ -13,24 +13,29 @@ from queues.states import REASON_CODES
 Pair = tuple[int, str]
 _REASONS: Final = {code: reason.value for reason, code in REASON_CODES.items()}
 
-# Whole hours from the hour rollup, the edges from minutes.
+# Whole days from the day rollup, whole hours around them, the edges from minutes.
 _SUMMARY: Final = """
 SELECT tier, type, measure, bucket, sum(n)::bigint FROM queues_outcomehistogram
 WHERE measure IN ('lag', 'dead') AND (%(type)s::text IS NULL OR type = %(type)s)
-  AND ((grain = 'hour' AND at >= %(first)s AND at < %(last)s)
+  AND ((grain = 'day' AND at >= %(first_day)s AND at < %(last_day)s)
+    OR (grain = 'hour' AND at >= %(first)s AND at < %(first_day)s)
+    OR (grain = 'hour' AND at >= %(last_day)s AND at < %(last)s)
     OR (grain = 'minute' AND at >= %(since)s AND at < %(first)s)
     OR (grain = 'minute' AND at >= %(last)s AND at <= %(now)s))
 GROUP BY 1, 2, 3, 4
 """
 
+# A row for each slot: thousands of rows of three numbers would cost more to read than to sum.
 _SERIES: Final = """
-SELECT floor(extract(epoch FROM at - %(since)s) / %(slot)s)::integer, bucket, sum(n)::bigint
-FROM queues_outcomehistogram
-WHERE measure = 'lag' AND (%(type)s::text IS NULL OR type = %(type)s)
-  AND (%(tier)s::smallint IS NULL OR tier = %(tier)s)
-  AND ((grain = 'hour' AND at >= %(since)s AND at < %(minutes)s)
-    OR (grain = 'minute' AND at >= %(minutes)s AND at <= %(now)s))
-GROUP BY 1, 2
+SELECT (extract(epoch FROM begun - %(since)s) / %(slot)s)::integer, array_agg(bucket), array_agg(n) FROM (
+  SELECT date_bin(make_interval(secs => %(slot)s), at, %(since)s) AS begun, bucket, sum(n)::bigint AS n
+  FROM queues_outcomehistogram
+  WHERE measure = 'lag' AND (%(type)s::text IS NULL OR type = %(type)s)
+    AND (%(tier)s::smallint IS NULL OR tier = %(tier)s)
+    AND ((grain = 'hour' AND at >= %(since)s AND at < %(minutes)s)
+      OR (grain = 'minute' AND at >= %(minutes)s AND at <= %(now)s))
+  GROUP BY 1, 2) AS slots
+GROUP BY begun
 """
 
 
@@ -71,10 +76,13 @@ class Lags:
 
 def lags(span: Span, *, name: str | None = None) -> Lags:
     """Read the histograms of a span, of one type or of all."""
-    first, last = span.hours
+    (first, last), (first_day, last_day) = span.hours, span.days
     lag: dict[Pair, dict[int, int]] = {}
     dead: dict[Pair, dict[str, int]] = {}
-    params = {"type": name, "first": first, "last": last, "since": span.since, "now": span.until}
+    params = {
+        "type": name, "since": span.since, "now": span.until,
+        "first": first, "last": last, "first_day": first_day, "last_day": last_day,
+    }  # fmt: skip
     for tier, of_type, measure, bucket, n in _rows(_SUMMARY, params):
         if measure == "lag":
             lag.setdefault((tier, of_type), {})[bucket] = n
@@ -94,11 +102,12 @@ def lag_slots(span: Span, *, tier: int | None = None, name: str | None = None) -
     params = {"tier": tier, "type": name, "since": span.since, "now": span.until, "minutes": minutes}
     found: list[dict[int, int]] = [{} for _ in span.slots]
     whole: dict[int, int] = {}
-    for slot, bucket, n in _rows(_SERIES, {**params, "slot": span.slot_seconds}):
+    for slot, buckets, counts in _rows(_SERIES, {**params, "slot": span.slot_seconds}):
         if 0 <= slot < len(found):
-            found[slot][bucket] = n
-            whole[bucket] = whole.get(bucket, 0) + n
-    return [percentiles(counts) for counts in found], percentiles(whole)
+            found[slot] = dict(zip(buckets, counts, strict=True))
+            for bucket, n in found[slot].items():
+                whole[bucket] = whole.get(bucket, 0) + n
+    return [percentiles(one) for one in found], percentiles(whole)
 
 
 def _rows(sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 _HOUR: Final = 3600
+_DAY: Final = 86_400
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 # Range → (length, slot), both in seconds: at most 72 slots, and never more slots than minutes.
@@ -24,11 +25,16 @@ def floor_to(at: dt.datetime, seconds: int) -> dt.datetime:
     return at - dt.timedelta(seconds=(at - _EPOCH).total_seconds() % seconds)
 
 
+def _whole(since: dt.datetime, until: dt.datetime, seconds: int) -> tuple[dt.datetime, dt.datetime] | None:
+    first, last = floor_to(since + dt.timedelta(seconds=seconds - 1), seconds), floor_to(until, seconds)
+    return (first, last) if first < last else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Span:
     """A stretch of time up to now, in slots whose borders do not move with the clock.
 
-    The newest slot is not over yet. Whole hours before `hours_until` may be read from hour rollups.
+    The newest slot is not over yet. What is whole hours or days may be read from their rollups.
     """
 
     name: str
@@ -57,8 +63,12 @@ class Span:
     @property
     def hours(self) -> tuple[dt.datetime, dt.datetime]:
         """The whole hours inside; empty (both the same) where there are none."""
-        first, last = floor_to(self.since + dt.timedelta(seconds=_HOUR - 1), _HOUR), floor_to(self.until, _HOUR)
-        return (first, last) if first < last else (self.since, self.since)
+        return _whole(self.since, self.until, _HOUR) or (self.since, self.since)
+
+    @property
+    def days(self) -> tuple[dt.datetime, dt.datetime]:
+        """The whole days inside; empty, at the end of the hours, where there are none."""
+        return _whole(*self.hours, _DAY) or (self.hours[1], self.hours[1])
 
     def index(self, at: dt.datetime) -> int:
         """Return the number of the slot that holds a time."""

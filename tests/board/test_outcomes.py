@@ -105,7 +105,7 @@ def test_hours_and_minutes_add_up_to_the_minutes(name: str, window: int) -> None
         accepted += 3
         if at + dt.timedelta(seconds=60 + window) <= NOW:
             due, kept = due + 3, kept + 2
-        at += dt.timedelta(minutes=7)
+        at += dt.timedelta(minutes=11 if name == "24h" else 53)
     total = outcomes.flow(span).total()
     assert (total.due, total.kept, total.accepted) == (due, kept, accepted)
     assert sum(one.accepted for one in outcomes.flow(span).series()) == accepted
@@ -161,7 +161,7 @@ def test_the_board_says_what_is_open_and_who_works() -> None:
     assert board.tiers[1].target == 0.999
     oldest = outcomes.oldest_open([(1, "mail.send"), (2, "mail.send")])
     assert set(oldest) == {(1, "mail.send")}
-    assert [row.id for row in outcomes.oldest_jobs("mail.send", tiers=[1], limit=5)] == ids[1:]
+    assert {row.id for row in outcomes.oldest_jobs("mail.send", tiers=[1], limit=5)} == set(ids[1:])
 
 
 def listed(wanted: JobFilter, **options: Any) -> tuple[list[UUID], outcomes.JobPage]:

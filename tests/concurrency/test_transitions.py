@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from django.db import OperationalError, connection, transaction
@@ -82,7 +83,7 @@ def _stale() -> UUID:
 
 
 def _dead() -> UUID:
-    receipt = enqueue(TYPE, {"n": 1}, dedupe_key=f"k{sql('SELECT count(*) FROM queues_job')[0][0]}")
+    receipt = enqueue(TYPE, {"n": 1}, dedupe_key=f"k{uuid4()}")
     [run] = claim([receipt.job_id])
     lifecycle.settle([failed(run, reason="permanent_error")])
     return receipt.job_id
@@ -116,7 +117,7 @@ def test_two_transitions_on_one_job_have_one_winner(make: Callable[[], UUID], fi
         act(one_by_one)
         with transaction.atomic():
             assert ACTS[first](raced)
-            rival = Rival(lambda act=act, raced=raced: act(raced))
+            rival = Rival(partial(act, raced))
             blocked = rival.waits()
         answer = rival.outcome()
         if blocked:
@@ -136,7 +137,7 @@ def test_two_transitions_on_one_job_have_one_winner(make: Callable[[], UUID], fi
 def test_a_job_is_claimed_once() -> None:
     """I-08: four claims of the same hundred jobs, in both orders: each job has one run."""
     ids = accept(100)
-    found = outcomes(together(*[lambda o=o: lifecycle.claim(o, worker=WORKER) for o in (ids, ids[::-1]) * 2]))
+    found = outcomes(together(*[partial(lifecycle.claim, o, worker=WORKER) for o in (ids, ids[::-1]) * 2]))
     runs = [run.id for some in found for run in some]
     assert len(runs) == len(set(runs))
     assert set(runs) | {r.id for r in lifecycle.claim(ids, worker=WORKER)} == set(ids)
@@ -173,11 +174,7 @@ def test_batches_in_opposite_order_do_not_deadlock() -> None:
         for other in statements.values():
             ids = accept(150)
             claim(ids)
-            rivals = together(
-                lambda s=statement, o=ids: s(o),
-                lambda s=statement, o=ids[::-1]: s(o),
-                lambda s=other, o=ids[::-1]: s(o),
-            )
+            rivals = together(partial(statement, ids), partial(statement, ids[::-1]), partial(other, ids[::-1]))
             assert [rival.error for rival in rivals] == [None] * 3, name
     fold_all()
     assert state_counts() == true_counts()
@@ -201,9 +198,9 @@ def test_folding_in_three_threads_is_exact() -> None:
     fold_all()
     truth = sql("SELECT count(*) FROM queues_job WHERE state = 'confirmed'")[0][0]
     assert truth == 80
-    assert sql("SELECT DISTINCT accepted, runs, confirmed, ready, in_window FROM (SELECT grain, sum(accepted) AS accepted,"
-               " sum(runs) AS runs, sum(confirmed) AS confirmed, sum(ready) AS ready, sum(in_window) AS in_window"
-               " FROM queues_outcomerollup GROUP BY grain) AS g") == [(80, 80, 80, 80, 80)]  # fmt: skip
+    names = ("accepted", "runs", "confirmed", "ready", "in_window")
+    sums = ", ".join(f"sum({name})::integer" for name in names)
+    assert sql(f"SELECT {sums} FROM queues_outcomerollup GROUP BY grain") == [(80,) * 5] * 3
     assert state_counts() == {}
 
 

@@ -69,9 +69,9 @@ def test_a_broker_that_does_not_answer_holds_nobody(
     assert broker.is_short("tier2") is False
     assert broker.ping() is False
     now = time.monotonic()
-    monkeypatch.setattr(broker.time, "monotonic", lambda: now + broker.LEAVE_SECONDS - 0.1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + broker.LEAVE_SECONDS - 0.1)
     assert broker._channel.down
-    monkeypatch.setattr(broker.time, "monotonic", lambda: now + broker.LEAVE_SECONDS + 0.5)
+    monkeypatch.setattr(time, "monotonic", lambda: now + broker.LEAVE_SECONDS + 0.5)
     assert not broker._channel.down
 
 

@@ -22,7 +22,7 @@ from queues.runtime import leases
 from queues.runtime.chunk import BEGIN_SECONDS, FINISH_SECONDS, Chunk, Runner, write_ends
 from queues.runtime.leases import ENTRIES, LeaseTable
 from queues.states import JobState, Reason
-from tests.factories import TYPE, accept, claim, confirmed, get, make_type, sql
+from tests.factories import TYPE, accept, claim, confirmed, evidence, get, make_type, sql
 
 S = JobState
 DEADLINE = 10.0
@@ -162,7 +162,7 @@ def test_a_chunk_runs(runner: Runner) -> None:
     ]
     assert list(runner.table.held()) == []
     assert runner.run(ids) == 0
-    assert get(ids[3]).evidence["ref"] == "ref-3"
+    assert evidence(ids[3])["ref"] == "ref-3"
 
 
 @pytest.mark.concurrency
@@ -293,7 +293,7 @@ def test_an_end_that_cannot_be_stored_does_not_hold_its_neighbours(hole: dict[st
     written = write_ends(ends, give_up_at=leases.now() + 5)
     assert written == {(run.id, 1) for run in (good, bad, other)}
     assert _states() == ["confirmed"] * 3
-    assert get(bad.id).evidence["ref"] == "(not storable)"
+    assert evidence(bad.id)["ref"] == "(not storable)"
 
 
 @pytest.mark.concurrency

@@ -24,6 +24,7 @@ from tests.factories import (
     accept,
     claim,
     confirmed,
+    evidence,
     failed,
     fold_all,
     get,
@@ -58,8 +59,9 @@ def change_type(**values: Any) -> None:
 
 def run_of(job: Job) -> Run:
     """Return the run that holds a job, as its worker remembers it."""
-    [row] = sql("SELECT id, fence, type, contract_version, attempt, begun FROM queues_job WHERE id = %s", job.id)
-    return Run(*row, "{}", "", None, 0.0, 0.0, "[]", False, None, 15)
+    return Run(
+        job.id, job.fence, TYPE, 1, job.attempt, job.begun, "{}", "", None, 0.0, 0.0, "[]", False, None, 15
+    )  # fmt: skip
 
 
 def end(run: Run, verdict: Verdict = Verdict.FAILED, **values: Any) -> JobState | None:
@@ -145,8 +147,8 @@ def test_evidence_confirms() -> None:
     [run] = claim(accept())
     assert lifecycle.settle([confirmed(run, ref="mail-1", result=[1, {"a": None}])]) == {(run.id, 1): S.CONFIRMED}
     job = get(run.id)
-    assert job.evidence["ref"] == "mail-1"
-    assert dt.datetime.fromisoformat(job.evidence["at"]) == job.settled_at == job.finished_at
+    assert evidence(run.id)["ref"] == "mail-1"
+    assert dt.datetime.fromisoformat(evidence(run.id)["at"]) == job.settled_at == job.finished_at
     assert (job.result, job.reason, job.resolution, job.due_at, job.failures) == (
         [1, {"a": None}],
         None,
@@ -278,7 +280,7 @@ def test_evidence_in_the_row_confirms_however_the_run_ends(how: str) -> None:
             lifecycle.cancel([run.id], reason=Reason.OPERATOR)
         lifecycle.settle([released(run) if how == "released" else failed(run)])
     job = get(run.id)
-    assert (job.state, job.evidence["ref"], job.reason) == (S.CONFIRMED, "cb", None)
+    assert (job.state, evidence(run.id)["ref"], job.reason) == (S.CONFIRMED, "cb", None)
 
 
 def test_neighbours_in_a_batch_end_each_in_their_own_way() -> None:
@@ -670,39 +672,52 @@ class Walk:
 
     def step(self, move: str) -> None:
         """Make one move."""
-        match move:
-            case "accept":
-                accept(self.draw.randint(1, 4))
-            case "claim":
-                sql("UPDATE queues_job SET due_at = jobs_now() WHERE state IN ('accepted', 'retrying')")
-                self.runs += lifecycle.claim(self.some(OPEN), worker=WORKER)
-            case "confirm":
-                lifecycle.settle([confirmed(run, seconds=self.draw.random()) for run in self.ends()])
-            case "fail":
-                lifecycle.settle([failed(run, seconds=self.draw.random()) for run in self.ends()])
-            case "bury":
-                lifecycle.settle([failed(run, reason="permanent_error") for run in self.ends()])
-            case "release":
-                lifecycle.settle([released(run) for run in self.ends()])
-            case "lose":
-                ids = self.some((S.PROCESSING,))
-                lose_lease(*ids)
-                lifecycle.rescue(ids)
-            case "expire":
-                for job_id in self.some((S.ACCEPTED, S.RETRYING)):
-                    set_columns(job_id, raw_expires_at="jobs_now()")
-                lifecycle.expire(lifecycle.stale(limit=10))
-            case "cancel":
-                lifecycle.cancel(self.some(), reason=Reason.OPERATOR)
-            case "replay":
-                for job_id in self.some(REPLAYABLE):
-                    lifecycle.replay(job_id, by="me")
-            case "close":
-                lifecycle.close_dead_letters(self.some((S.DEAD,)), resolution="ignored", by="me")
-            case "beat":
-                lifecycle.heartbeat([(run.id, run.fence) for run in self.ends()])
-            case _:
-                lifecycle.fold(limit=self.draw.randint(1, 9))
+        getattr(self, move)()
+
+    def accept(self) -> None:
+        accept(self.draw.randint(1, 4))
+
+    def claim(self) -> None:
+        sql("UPDATE queues_job SET due_at = jobs_now() WHERE state IN ('accepted', 'retrying')")
+        self.runs += lifecycle.claim(self.some(OPEN), worker=WORKER)
+
+    def confirm(self) -> None:
+        lifecycle.settle([confirmed(run, seconds=self.draw.random()) for run in self.ends()])
+
+    def fail(self) -> None:
+        lifecycle.settle([failed(run, seconds=self.draw.random()) for run in self.ends()])
+
+    def bury(self) -> None:
+        lifecycle.settle([failed(run, reason="permanent_error") for run in self.ends()])
+
+    def release(self) -> None:
+        lifecycle.settle([released(run) for run in self.ends()])
+
+    def lose(self) -> None:
+        ids = self.some((S.PROCESSING,))
+        lose_lease(*ids)
+        lifecycle.rescue(ids)
+
+    def expire(self) -> None:
+        for job_id in self.some((S.ACCEPTED, S.RETRYING)):
+            set_columns(job_id, raw_expires_at="jobs_now()")
+        lifecycle.expire(lifecycle.stale(limit=10))
+
+    def cancel(self) -> None:
+        lifecycle.cancel(self.some(), reason=Reason.OPERATOR)
+
+    def replay(self) -> None:
+        for job_id in self.some(REPLAYABLE):
+            lifecycle.replay(job_id, by="me")
+
+    def close(self) -> None:
+        lifecycle.close_dead_letters(self.some((S.DEAD,)), resolution="ignored", by="me")
+
+    def beat(self) -> None:
+        lifecycle.heartbeat([(run.id, run.fence) for run in self.ends()])
+
+    def fold(self) -> None:
+        lifecycle.fold(limit=self.draw.randint(1, 9))
 
 
 def _truth() -> dict[str, int]:

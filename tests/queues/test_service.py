@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 
@@ -55,7 +56,12 @@ def test_a_service_that_hangs_delays_no_other(stop: threading.Event) -> None:
     done, released = threading.Event(), threading.Event()
     hung = Service(name="hung", every_seconds=0.001, run_once=lambda: released.wait(10))
     busy = Service(name="busy", every_seconds=0.001, run_once=_counting(20, done))
-    done_after = threading.Thread(target=lambda: (done.wait(10), released.set()))
+
+    def release() -> None:
+        done.wait(10)
+        released.set()
+
+    done_after = threading.Thread(target=release)
     done_after.start()
     _run(stop, done, hung, busy)
     done_after.join()
@@ -78,7 +84,7 @@ def test_a_service_that_fails_goes_on(stop: threading.Event, caplog: pytest.LogC
 
 def test_more_to_do_is_done_at_once(stop: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """`True` means that the next round does not wait for the next time."""
-    monkeypatch.setattr(service.random, "random", lambda: 0.0)
+    monkeypatch.setattr(random, "random", lambda: 0.0)
     done = threading.Event()
     _run(stop, done, Service(name="sweep", every_seconds=60.0, run_once=_counting(5, done, more=True)))
 

@@ -109,7 +109,7 @@ def test_what_is_due_is_published_once(wire: Wire) -> None:
 
 
 def test_a_hint_that_nobody_claimed_is_sent_again(wire: Wire) -> None:
-    """I-21: after ten seconds, by the same stage; at once by one that was just started; I-01: FLUSHALL costs latency."""
+    """I-21, I-01: after ten seconds by the same stage, at once by one that was just started."""
     [job] = accept()
     stage = Stage()
     stage.run_once()
@@ -221,7 +221,7 @@ def test_a_job_of_another_tier_is_found(wire: Wire) -> None:
     change_type(tier_id=1)
     [new] = accept()
     Stage().run_once()
-    hints = dict((ids[0], queue) for queue, ids in wire.hints)
+    hints = {ids[0]: queue for queue, ids in wire.hints}
     assert hints == {old: "tier1", new: "tier1"}
 
 
@@ -249,7 +249,8 @@ def test_a_second_scheduler_keeps_quiet(wire: Wire) -> None:
     """I-22: the oldest publishes; when it is gone the next one does."""
     [job] = accept()
     sql(
-        "INSERT INTO queues_workerprocess (id, kind, hostname, pid, queues, slots, busy, memory_bytes, started_at, seen_at)"
+        "INSERT INTO queues_workerprocess (id, kind, hostname, pid, queues, slots, busy, memory_bytes, started_at,"
+        " seen_at)"
         " VALUES ('elsewhere/1', 'scheduler', 'elsewhere', 1, '[]', 0, 0, 0, jobs_now() - interval '1 h', jobs_now())"
     )
     stage = Stage()

@@ -1,0 +1,176 @@
+"""A real worker and a real scheduler against the test's database, and a broker's database of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import pytest
+import redis
+from celery import current_app
+from django.db import connection
+
+from queues import broker
+from queues.models import WorkerProcess
+from queues.runtime.leases import alive
+from tests.acceptance.jobs import POISON, QUICK, SLOW
+from tests.factories import make_type, sql
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+BROKER_DATABASE: Final = 9
+"""So that emptying it empties nothing that anybody else put there."""
+
+
+class Stack:
+    """Processes that a test started, and what their jobs did."""
+
+    def __init__(self, folder: Path, env: dict[str, str], client: redis.Redis) -> None:
+        self.folder = folder
+        self.broker = client
+        self._env = env
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._hearts: set[int] = set()
+
+    def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        with open(self.folder / f"{name}.log", "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, env=self._env, stdout=log, stderr=log, start_new_session=True
+            )
+        self._started.append(process)
+        return process
+
+    def scheduler(self) -> subprocess.Popen[bytes]:
+        """Start a scheduler."""
+        return self._start("scheduler", "manage.py", "scheduler")
+
+    def worker(self, *, concurrency: int = 2) -> subprocess.Popen[bytes]:
+        """Start a worker of tier 2 and wait until it reports itself."""
+        flags = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "INFO", "-Q", "tier2"]
+        name = f"w{len(self._started)}"
+        process = self._start(
+            "worker", "-m", "celery", "-A", "jobsboard", "worker", "-n", f"{name}@%h", "-c", str(concurrency), *flags
+        )
+        self.until(lambda: WorkerProcess.objects.filter(kind="worker", pid=process.pid).exists(), seconds=60)
+        self._hearts |= set(self.children(process)) - set(self.pool(process))
+        return process
+
+    @staticmethod
+    def children(process: subprocess.Popen[bytes]) -> list[int]:
+        """Return the process ids of a worker's children: its pool and its heartbeat process."""
+        return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+    def pool(self, process: subprocess.Popen[bytes]) -> list[int]:
+        """Return the process ids of a worker's pool."""
+        return [
+            pid
+            for pid in self.children(process)
+            if b"django\0heartbeat" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+    def hearts(self, process: subprocess.Popen[bytes]) -> list[int]:
+        """Return the process ids of a worker's heartbeat process."""
+        return [pid for pid in self.children(process) if pid not in self.pool(process)]
+
+    @staticmethod
+    def kill(process: subprocess.Popen[bytes]) -> None:
+        """End a worker and its pool with SIGKILL; its heartbeat process is in a session of its own."""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def go(self) -> None:
+        """Let the slow jobs end."""
+        (self.folder / "go").touch()
+
+    def runs(self, kind: str = "accept.") -> list[dict[str, Any]]:
+        """Return what ran, in order."""
+        path = self.folder / "runs.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [run for run in map(json.loads, lines) if run["type"].startswith(kind)]
+
+    @staticmethod
+    def states() -> dict[str, int]:
+        """Return how many jobs are in which state."""
+        return {state: int(n) for state, n in sql("SELECT state, count(*) FROM queues_job GROUP BY state")}
+
+    def until(self, condition: Callable[[], object], *, seconds: float) -> float:
+        """Wait for a condition; returns how long it took."""
+        began = time.monotonic()
+        while not condition():
+            if time.monotonic() - began > seconds:
+                logs = "\n".join(f"== {p.name}\n{p.read_text()[-3000:]}" for p in sorted(self.folder.glob("*.log")))
+                pytest.fail(f"waited {seconds} s in vain: {self.states()}, runs {len(self.runs())}\n{logs}")
+            threading.Event().wait(0.02)
+        return time.monotonic() - began
+
+    def all_confirmed(self, n: int, *, seconds: float) -> float:
+        """Wait until all jobs are confirmed."""
+        return self.until(lambda: self.states() == {"confirmed": n}, seconds=seconds)
+
+    def close(self) -> None:
+        """End what was started, and wait for what ends by itself."""
+        self.go()
+        for process in self._started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self._started:
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill(process)
+        give_up = time.monotonic() + 20
+        while any(map(alive, self._hearts)) and time.monotonic() < give_up:
+            threading.Event().wait(0.05)
+        for pid in filter(alive, self._hearts):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def stack(transactional_db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    """Job types, an empty broker, and a way to start processes."""
+    database = urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{connection.settings_dict['NAME']}").geturl()
+    messages = urlsplit(os.environ["BROKER_URL"])._replace(path=f"/{BROKER_DATABASE}").geturl()
+    if not messages.startswith("redis"):
+        pytest.skip("these tests empty a Redis database of their own")
+    for name in ("broker_url", "broker_write_url", "broker_read_url"):
+        monkeypatch.setitem(current_app.conf, name, messages)
+    monkeypatch.setattr(broker, "_channel", broker._Channel())
+    env = {
+        **os.environ,
+        "DATABASE_URL": database,
+        "BROKER_URL": messages,
+        "JOBSBOARD_HANDLERS": "tests.acceptance.jobs",
+        "ACCEPTANCE_FOLDER": str(tmp_path),
+    }
+    for name in (QUICK, SLOW, POISON):
+        make_type(name, success="reference", lease_seconds=60)
+    with redis.Redis.from_url(messages) as client:
+        client.flushdb()
+        made = Stack(tmp_path, env, client)
+        try:
+            yield made
+        finally:
+            made.close()
+            client.flushdb()
+            broker._channel._close()
+
+
+def limbo() -> list[UUID]:
+    """Return rows that nobody will move on (DESIGN.md section 5)."""
+    return [
+        i
+        for (i,) in sql(
+            "SELECT id FROM queues_job WHERE state IN ('processing', 'awaiting_confirmation')"
+            " AND due_at < jobs_now() - interval '30 s' OR state IN ('accepted', 'retrying', 'awaiting_confirmation')"
+            " AND expires_at < jobs_now() - interval '30 s'"
+        )
+    ]
