@@ -80,6 +80,11 @@ DATABASES: dict[str, dict[str, Any]] = {
         "DISABLE_SERVER_SIDE_CURSORS": True,
         "OPTIONS": {
             "connect_timeout": 3,
+            # A peer that vanished without a word is noticed within seconds, not after the kernel's two hours.
+            "tcp_user_timeout": 5000,
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
             "options": "-c lock_timeout=3s -c statement_timeout=15s -c idle_in_transaction_session_timeout=30s"
             " -c timezone=UTC",
         },
@@ -143,7 +148,12 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 # Messages are hints, so nothing is gained by Redis remembering unacknowledged ones (FACTS.md 2 and 3).
-CELERY_BROKER_TRANSPORT_OPTIONS = {"ack_emulation": False, "socket_connect_timeout": 3, "health_check_interval": 15}
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "ack_emulation": False,
+    "socket_connect_timeout": 3,
+    "health_check_interval": 15,
+    "socket_keepalive": True,
+}
 # The fix-up of Celery closes connections around every task unless told that they are reused.
 CELERY_DB_REUSE_MAX = 1_000_000
 

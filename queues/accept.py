@@ -233,9 +233,11 @@ def _insert(jobs: Sequence[NewJob], answers: list[Receipt | EnqueueError | None]
         if not waiting:
             return
         accepted = lifecycle.insert(list(waiting.values()))
-        hints = [(waiting[a.position].type, a.id) for a in accepted if a.ready and waiting[a.position].publish]
+        ready = [(waiting[a.position].type, a.id) for a in accepted if a.ready and waiting[a.position].publish]
+        hints = [(contracts.current(name).queue, [job_id]) for name, job_id in ready]
         if hints:
-            transaction.on_commit(functools.partial(_publish, hints))
+            # Robust: after the commit nothing may look like a failed accept.
+            transaction.on_commit(functools.partial(broker.publish, hints), robust=True)
         for one in accepted:
             answers[one.position] = Receipt(job_id=one.id, state=JobState.ACCEPTED)
             del waiting[one.position]
@@ -296,10 +298,6 @@ def _conflict(job: NewJob, holder: UUID) -> DedupeConflict:
         job_id=holder,
         pointer="/dedupe_key",
     )
-
-
-def _publish(hints: Sequence[tuple[str, UUID]]) -> None:
-    broker.publish([(contracts.current(name).queue, [job_id]) for name, job_id in hints])
 
 
 def _prepare(item: Item, position: int) -> NewJob:

@@ -4,10 +4,11 @@ A lost hint costs latency only: the scheduler publishes again what was not claim
 """
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
 from celery import current_app, uuid
@@ -16,7 +17,9 @@ from kombu.exceptions import ChannelError
 
 TASK: Final = "queues.run"
 SOCKET_SECONDS: Final = 0.1
-"""Connect and send are bounded by this each, so that a call ends within 200 ms."""
+"""Connect and send are bounded by this each."""
+CALL_SECONDS: Final = 0.2
+"""No caller waits longer, whatever hangs."""
 LEAVE_SECONDS: Final = 2.0
 """After a failure this process leaves publishing to the scheduler for so long."""
 DEPTH_SECONDS: Final = 0.2
@@ -27,18 +30,34 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
+class _Call(Generic[_T]):
+    """One piece of work for the broker thread, and its answer."""
+
+    def __init__(self, work: Callable[[Producer], _T], default: _T) -> None:
+        self.work = work
+        self.answer = default
+        self.failed = False
+        self.abandoned = False
+        self.done = threading.Event()
+
+
 class _Channel:
-    """One connection of this process with short time-outs, made again after a failure or a fork."""
+    """One connection of this process, made again after a failure or a fork, used by one daemon thread.
+
+    The thread is there for the bound: a resolver takes no time limit, and no producer is to wait for it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._calls: queue.SimpleQueue[_Call[Any]] = queue.SimpleQueue()
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._down_until = 0.0
         self._depths: dict[str, tuple[float, int]] = {}
 
     def forget(self) -> None:
-        """Start afresh in a forked child: the parent's socket is not ours."""
+        """Start afresh in a forked child: the parent's socket and thread are not ours."""
         self.__init__()  # type: ignore[misc]
 
     @property
@@ -49,18 +68,37 @@ class _Channel:
         """Run `work` with a producer; on any failure return `default` and step back for LEAVE_SECONDS."""
         if self.down:
             return default
-        # Waiting for a neighbour's call that hangs would add its wait to ours.
-        if not self._lock.acquire(timeout=SOCKET_SECONDS):
+        self._start()
+        call = _Call(work, default)
+        self._calls.put(call)
+        if not call.done.wait(CALL_SECONDS):
+            call.abandoned = True
+            self._step_back("no answer in time")
             return default
-        try:
-            return work(self._ready_producer())
-        except Exception as error:  # any failure of the broker or its client means the same: not published
-            log.warning("broker does not answer, hints are left to the scheduler: %s", type(error).__name__)
-            self._down_until = time.monotonic() + LEAVE_SECONDS
-            self._close()
-            return default
-        finally:
-            self._lock.release()
+        return default if call.failed else call.answer
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="broker", daemon=True)
+                self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            call = self._calls.get()
+            try:
+                if not call.abandoned:
+                    call.answer = call.work(self._ready_producer())
+            except Exception as error:  # any failure of the broker or its client means the same: not published
+                call.failed = True
+                self._step_back(type(error).__name__)
+                self._close()
+            call.done.set()
+
+    def _step_back(self, why: str) -> None:
+        if not self.down:
+            log.warning("broker does not answer, hints are left to the scheduler: %s", why)
+        self._down_until = time.monotonic() + LEAVE_SECONDS
 
     def _ready_producer(self) -> Producer:
         if self._producer is None:
@@ -89,20 +127,20 @@ class _Channel:
             except Exception as error:  # a broken socket may fail again while it is closed
                 log.debug("closing the broker connection failed: %s", error)
 
-    def depth(self, queue: str, *, max_age: float) -> int | None:
+    def depth(self, name: str, *, max_age: float) -> int | None:
         """Return how many messages wait, at most `max_age` seconds old; None when it is not known."""
-        known = self._depths.get(queue)
+        known = self._depths.get(name)
         if known is not None and time.monotonic() - known[0] < max_age:
             return known[1]
-        found = self.call(lambda producer: _declared_depth(producer, queue), None)
+        found = self.call(lambda producer: _declared_depth(producer, name), None)
         if found is not None:
-            self._depths[queue] = (time.monotonic(), found)
+            self._depths[name] = (time.monotonic(), found)
         return found
 
 
-def _declared_depth(producer: Producer, queue: str) -> int | None:
+def _declared_depth(producer: Producer, name: str) -> int | None:
     try:
-        return int(producer.channel.queue_declare(queue=queue, passive=True).message_count)
+        return int(producer.channel.queue_declare(queue=name, passive=True).message_count)
     except ChannelError:
         # The queue is not there: nothing waits. Redis forgets empty lists.
         return 0
@@ -116,14 +154,14 @@ def after_fork() -> None:
     _channel.forget()
 
 
-def depth(queue: str, *, max_age: float = DEPTH_SECONDS) -> int | None:
+def depth(name: str, *, max_age: float = DEPTH_SECONDS) -> int | None:
     """Return how many messages wait in a queue, at most `max_age` seconds old; None when the broker does not say."""
-    return _channel.depth(queue, max_age=max_age)
+    return _channel.depth(name, max_age=max_age)
 
 
-def is_short(queue: str) -> bool:
+def is_short(name: str) -> bool:
     """Say whether a new job should be published at once."""
-    waiting = depth(queue)
+    waiting = depth(name)
     return waiting is not None and waiting < SHORT_QUEUE
 
 
@@ -134,17 +172,17 @@ def publish(hints: Sequence[tuple[str, Sequence[UUID]]]) -> bool:
 
     def send(producer: Producer) -> bool:
         with producer.batch(max_size=len(hints) + 1):
-            for queue, ids in hints:
-                _send_one(producer, queue, ids)
+            for name, ids in hints:
+                _send_one(producer, name, ids)
         return True
 
     return _channel.call(send, False)
 
 
-def _send_one(producer: Producer, queue: str, ids: Sequence[UUID]) -> None:
+def _send_one(producer: Producer, name: str, ids: Sequence[UUID]) -> None:
     headers, properties, body, _ = _task_message([str(job_id) for job_id in ids])
     producer.publish(
-        body, exchange="", routing_key=queue, serializer="json", headers=headers, retry=False, delivery_mode=1,
+        body, exchange="", routing_key=name, serializer="json", headers=headers, retry=False, delivery_mode=1,
         **properties,
     )  # fmt: skip
 

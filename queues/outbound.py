@@ -149,12 +149,16 @@ def checked_addresses(host: str, port: int, *, seconds: float = CONNECT_SECONDS)
     return addresses
 
 
+# Azure's host service, which hands out certificates and secrets of the machine, and the old site-local range.
+_NOT_PUBLIC: Final = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("fec0::/10"))
+
+
 def _is_public(address: Address) -> bool:
     return (
         address.is_global
         and not address.is_multicast
         and not address.is_reserved
-        and not any(address in network for network in EXTRA_BLOCKED_NET_RANGES)
+        and not any(address in network for network in (*EXTRA_BLOCKED_NET_RANGES, *_NOT_PUBLIC))
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -120,12 +121,14 @@ def _redact(value: Any, nodes: list[_Tree], *, depth: int) -> Any:
 
 def _redact_object(value: dict[Any, Any], nodes: list[_Tree], *, depth: int) -> dict[str, Any]:
     shown: dict[str, Any] = {}
+    repeats: Counter[str] = Counter()
     for key, child in value.items():
         name = str(key)
-        label = redact_text(name)
-        # Two secrets used as keys must not become one entry.
+        label = plain = redact_text(name)
+        # Two secrets used as keys must not become one entry; counted, since a search for a free name is quadratic.
         while label in shown:
-            label += "*"
+            repeats[plain] += 1
+            label = f"{plain} ({repeats[plain] + 1})"
         hidden = child is not None and not isinstance(child, bool) and _hides(name, child)
         shown[label] = REDACTED if hidden else _redact_child(child, _below(nodes, name), depth=depth)
     return shown

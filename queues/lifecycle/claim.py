@@ -6,7 +6,7 @@ from uuid import UUID
 
 from django.db import transaction
 
-from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named
+from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named, uuids
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,18 @@ HEARTBEAT = f"""
 WITH item AS (SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fence)),
 hit AS (
   SELECT j.id FROM queues_job j JOIN item i ON i.id = j.id AND i.fence = j.fence
-  WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing' ORDER BY j.id FOR UPDATE OF j
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing' ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 )
 UPDATE queues_job j SET due_at = jobs_clock() + make_interval(secs => c.lease_seconds)
 FROM hit, queues_jobtype c WHERE {BETWEEN} AND j.id = hit.id AND c.name = j.type
 RETURNING j.id, j.fence, j.cancel_requested
+"""
+
+HOLDING = f"""
+SELECT j.id, j.fence FROM queues_job j
+JOIN (SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fence)) AS i
+  ON i.id = j.id AND i.fence = j.fence
+WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing'
 """
 
 # Which work a claim would take now, a bounded number from each type, best first. `published_at` is what accept wrote
@@ -106,6 +113,12 @@ def heartbeat(runs: Sequence[tuple[UUID, int]]) -> dict[tuple[UUID, int], bool]:
     """Extend the leases of (id, fence) pairs in hand. Shape: the pairs that still hold → cancel requested."""
     ids, fences = [run[0] for run in runs], [run[1] for run in runs]
     return {(i, fence): cancel for i, fence, cancel in execute(HEARTBEAT, {**named(ids), "fences": fences})}
+
+
+def holding(runs: Sequence[tuple[UUID, int]]) -> set[tuple[UUID, int]]:
+    """Return the (id, fence) pairs that still hold their job. Read after a heartbeat skipped rows that others lock."""
+    params = {"ids": uuids(run[0] for run in runs), "fences": [run[1] for run in runs]}
+    return {(i, fence) for i, fence in execute(HOLDING, params)}
 
 
 def stageable(walk: Sequence[tuple[int, str, int]]) -> dict[str, list[Due]]:

@@ -7,9 +7,10 @@ from queues.lifecycle.settle import FAILURES_KEPT, SETTLED_ROWS
 from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, minute, named, uuids
 from queues.states import JobState
 
-# The contract of the job's own version; a version without a snapshot falls back to the newest one.
+# The contract of the job's own version; a version without a snapshot falls back to the newest one, and a job whose
+# type was deleted beside its uncommitted accept still ends, by the defaults.
 _POLICY = """
-  JOIN queues_jobtype c ON c.name = j.type
+  LEFT JOIN queues_jobtype c ON c.name = j.type
   LEFT JOIN queues_contractrevision r ON r.job_type_id = j.type AND r.version = j.contract_version
 """
 
@@ -24,14 +25,16 @@ hit AS MATERIALIZED (
       WHEN j.evidence IS NOT NULL THEN 'confirmed'
       WHEN j.cancel_requested THEN 'cancelled'
       WHEN coalesce(r.fields ->> 'on_worker_lost', c.on_worker_lost) = 'dead' THEN 'dead'
-      WHEN j.crashes + j.alone::integer >= coalesce((r.fields ->> 'poison_after')::integer, c.poison_after) THEN 'dead'
+      WHEN %(blame)s AND j.crashes + j.alone::integer
+        >= coalesce((r.fields ->> 'poison_after')::integer, c.poison_after, 3) THEN 'dead'
       ELSE 'retrying' END AS state
   FROM queues_job j {_POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing'
     AND (j.due_at < jobs_now() OR (j.id, j.fence) IN (SELECT id, fence FROM named))
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
-  UPDATE queues_job j SET state = h.state, crashes = j.crashes + h.alone::integer, attempt = j.attempt - 1,
+  UPDATE queues_job j SET state = h.state, attempt = j.attempt - 1,
+    crashes = j.crashes + (h.alone AND %(blame)s)::integer,
     alone = h.state = 'retrying', finished_at = h.now,
     due_at = CASE h.state WHEN 'retrying' THEN h.now END,
     settled_at = CASE WHEN h.state <> 'retrying' THEN h.now END,
@@ -78,11 +81,21 @@ def lost(*, limit: int) -> list[UUID]:
     return [row[0] for row in execute(LOST, {"limit": limit})]
 
 
-def rescue(ids: Sequence[UUID], *, dead_runs: Sequence[tuple[UUID, int]] = ()) -> dict[UUID, JobState]:
-    """Give up runs whose lease ran out, and those (id, fence) pairs whose process is known to be dead."""
+def rescue(
+    ids: Sequence[UUID], *, dead_runs: Sequence[tuple[UUID, int]] = (), blame: bool = True
+) -> dict[UUID, JobState]:
+    """Give up runs whose lease ran out, and those (id, fence) pairs whose process is known to be dead.
+
+    `blame` is False when we ended the process ourselves: that says nothing against the job.
+    """
     rows = execute(
         RESCUE,
-        {**named(ids), "dead": uuids(run[0] for run in dead_runs), "fences": [run[1] for run in dead_runs]},
+        {
+            **named(ids),
+            "dead": uuids(run[0] for run in dead_runs),
+            "fences": [run[1] for run in dead_runs],
+            "blame": blame,
+        },
     )
     return {job_id: JobState(state) for job_id, state in rows}
 

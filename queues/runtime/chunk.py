@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FINISH_SECONDS: Final = 0.05
 BEGIN_SECONDS: Final = 0.25
 _POLL_SECONDS: Final = 0.02
+LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
 class Chunk:
@@ -201,10 +202,13 @@ def write_ends(ends: Sequence[End], *, give_up_at: float) -> set[tuple[UUID, int
             connection.close()
             if len(ends) == 1:
                 log.error("job %s: its end has data that PostgreSQL refuses: %s", ends[0].id, error)
-                return set(lifecycle.settle([_without_data(ends[0], error)]))
+                return _write_without_data(ends[0], error)
             return set().union(*(write_ends([end], give_up_at=give_up_at) for end in ends))
         except Error as error:
             connection.close()
+            if len(ends) > 1 and getattr(error.__cause__, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+                # One row is locked by somebody else; the others must not wait for it until their leases run out.
+                return set().union(*(write_ends([end], give_up_at=give_up_at) for end in ends))
             if leases.now() + pause >= give_up_at:
                 log.error("%d ends are given up, their leases run out: %s", len(ends), error)
                 return set()
@@ -212,12 +216,23 @@ def write_ends(ends: Sequence[End], *, give_up_at: float) -> set[tuple[UUID, int
             pause = min(pause * 2, 1.0)
 
 
+def _write_without_data(end: End, error: Exception) -> set[tuple[UUID, int]]:
+    try:
+        return set(lifecycle.settle([_without_data(end, error)]))
+    except (DataError, IntegrityError):
+        # Its lease runs out and it is rescued; its neighbours are written all the same.
+        connection.close()
+        log.exception("job %s: its end cannot be stored even without its data", end.id)
+        return set()
+
+
 def _without_data(end: End, error: Exception) -> End:
+    """Return the end without what its handler wrote freely; evidence was cleaned when it was taken, and is kept."""
     note = {"error_class": "DataError", "message": f"the end of this run could not be stored: {error}"[:500]}
     return End(
         id=end.id, fence=end.fence, verdict=end.verdict, reason=end.reason, retry_in=end.retry_in, seconds=end.seconds,
         on_stale=end.on_stale, failure=note if end.failure else None, fingerprint=end.fingerprint,
-        evidence=end.evidence and {"kind": end.evidence["kind"], "ref": "(not storable)", "late": False},
+        evidence=end.evidence,
     )  # fmt: skip
 
 

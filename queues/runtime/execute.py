@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import msgspec
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.pq import TransactionStatus
 
 from queues import contracts, handlers, http_target, redaction, retry
 from queues.contracts import Contract
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 TRACEBACK_CHARACTERS: Final = 16_384
 MESSAGE_CHARACTERS: Final = 2_000
+RAW_CHARACTERS: Final = 65_536
+"""What of an error is looked at at all; redaction of twenty megabytes would hold the worker for seconds."""
 RESULT_BYTES: Final = 65_536
 REF_CHARACTERS: Final = 1_000
 _PLACES_OF_OTHERS: Final = ("site-packages", "/lib/python", "/queues/", "<frozen")
@@ -40,11 +44,31 @@ def execute(run: Run, context: JobContext) -> End:
     except BaseException as error:  # also asyncio's CancelledError: a body that ended has an end
         return _failed(run, error, contract, started)
     finally:
-        if connection.in_atomic_block != was_atomic or (
-            connection.connection is not None and not was_atomic and not connection.autocommit
-        ):
-            # The handler left a transaction open: the end of the run would be written into it and lost with it.
-            connection.close()
+        if not was_atomic and _left_open(connection):
+            _discard(connection)
+
+
+def _left_open(connection: BaseDatabaseWrapper) -> bool:
+    """Say whether a handler left a transaction open, by Django's means or by a BEGIN of its own.
+
+    The end of the run, and every later claim of this process, would be written into it and lost with it.
+    """
+    raw = connection.connection
+    if raw is None:
+        return connection.in_atomic_block
+    if connection.in_atomic_block or not connection.autocommit:
+        return True
+    return bool(raw.info.transaction_status != TransactionStatus.IDLE)
+
+
+def _discard(connection: BaseDatabaseWrapper) -> None:
+    """Throw a connection away with its transaction; Django's close() would keep the wrapper inside the dead one."""
+    log.warning("a handler left a transaction open; it is rolled back")
+    raw, connection.connection = connection.connection, None
+    connection.in_atomic_block = connection.needs_rollback = connection.closed_in_transaction = False
+    connection.savepoint_ids, connection.atomic_blocks, connection.run_on_commit = [], [], []
+    if raw is not None:
+        raw.close()
 
 
 def _call(context: JobContext, contract: Contract) -> Any:
@@ -119,7 +143,7 @@ def _failed(run: Run, error: BaseException, contract: Contract | None, started: 
         failure={
             "error_class": clean(name)[:200],
             "message": message,
-            "traceback": clean(redaction.redact_text(text))[-TRACEBACK_CHARACTERS:],
+            "traceback": clean(redaction.redact_text(text[-RAW_CHARACTERS:]))[-TRACEBACK_CHARACTERS:],
         },
         fingerprint=fingerprint(run.type, reason=reason or "", error_class=name, message=message, frame=frame),
         seconds=time.perf_counter() - started,
@@ -129,7 +153,7 @@ def _failed(run: Run, error: BaseException, contract: Contract | None, started: 
 
 def _words(error: BaseException) -> str:
     try:
-        return str(error)
+        return str(error)[:RAW_CHARACTERS]
     except Exception:  # a handler's exception class may be broken; its job needs an end all the same
         return "(this exception cannot be printed)"
 
@@ -166,7 +190,7 @@ def _json_result(run: Run, result: Any) -> Any:
         text = msgspec.json.encode(result)
         if len(text) > RESULT_BYTES:
             raise ValueError(f"{len(text)} bytes, {RESULT_BYTES} are kept")
-        return redaction.redact(msgspec.json.decode(clean(text.decode()).encode()), pointers=())
+        return _clean_values(redaction.redact(msgspec.json.decode(text), pointers=()))
     except (TypeError, ValueError, UnicodeError, msgspec.MsgspecError, RecursionError) as error:
         log.warning("job %s: its result is not kept: %s", run.id, error)
         return None
@@ -174,8 +198,18 @@ def _json_result(run: Run, result: Any) -> Any:
 
 def clean(text: str) -> str:
     """Return text that PostgreSQL takes: no NUL and no lone surrogates, written out instead."""
-    text = text.replace("\x00", "\\x00").replace("\\u0000", "\\\\u0000")
+    text = text.replace("\x00", "\\x00")
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _clean_values(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(str(key)): _clean_values(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_clean_values(child) for child in value]
+    return value
 
 
 def released(run: Run) -> End:

@@ -45,18 +45,26 @@ class Heart:
         self.slots = slots
         self.reported_at = float("-inf")
         self.orphaned_at: float | None = None
+        self.stopped: set[int] = set()
+        """Processes that we ended ourselves: their jobs are not to blame."""
 
     def run(self) -> None:
         """Beat until the worker and its bodies are gone."""
+        # A thread of its own: a database that neither answers nor refuses holds the beat, and then bodies must end.
+        threading.Thread(target=self._guard, name="guard", daemon=True).start()
         while not self._finished():
             try:
                 self.beat()
             except Error as error:
                 log.warning("heartbeat: database does not answer: %s", error)
                 connection.close()
-            self.stop_what_is_lost()
             threading.Event().wait(BEAT_SECONDS)
         self._sign_off()
+
+    def _guard(self) -> None:
+        while True:
+            self.stop_what_is_lost()
+            threading.Event().wait(BEAT_SECONDS)
 
     def _finished(self) -> bool:
         """The worker is gone, and so are its bodies, or we waited long enough for their end."""
@@ -74,7 +82,10 @@ class Heart:
         dead = [run for run in held if run.pid in gone]
         if dead:
             log.warning("heartbeat: %d runs lost with their processes", len(dead))
-            lifecycle.rescue([run.id for run in dead], dead_runs=[(run.id, run.fence) for run in dead])
+            for blame in (True, False):
+                runs = [(run.id, run.fence) for run in dead if (run.pid not in self.stopped) is blame]
+                if runs:
+                    lifecycle.rescue([run[0] for run in runs], dead_runs=runs, blame=blame)
         for pid, offset in list(self.table.slots()):
             if pid in gone:
                 self.table.free(offset)
@@ -88,19 +99,23 @@ class Heart:
     def _renew(self, due: list[Held]) -> None:
         asked_at = now()
         kept = lifecycle.heartbeat([(run.id, run.fence) for run in due])
+        missing = [run for run in due if (run.id, run.fence) not in kept]
+        # A row that somebody else has locked at this moment is skipped, and tried again at the next beat.
+        locked = lifecycle.holding([(run.id, run.fence) for run in missing]) if missing else set()
         for run in due:
             cancel = kept.get((run.id, run.fence))
-            if cancel is None:
+            if cancel is not None:
+                self.table.renewed(run, at=asked_at, cancel=cancel)
+            elif (run.id, run.fence) not in locked:
                 # Superseded, or its end was written between our look and the statement.
                 self.table.stop(run)
-            else:
-                self.table.renewed(run, at=asked_at, cancel=cancel)
 
     def stop_what_is_lost(self) -> None:
         """Kill bodies whose lease could not be renewed for two thirds of it: their successors may begin soon."""
         for run in list(self.table.held()):
             if now() - run.renewed_at > run.lease_seconds * 2 / 3 and alive(run.pid):
                 log.error("heartbeat: lease of job %s could not be renewed, stopping process %d", run.id, run.pid)
+                self.stopped.add(run.pid)
                 try:
                     os.kill(run.pid, signal.SIGKILL)
                 except ProcessLookupError:

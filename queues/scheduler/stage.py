@@ -49,6 +49,8 @@ class Stage:
     paces: dict[str, Pace] = field(default_factory=dict)
     walks: list[tuple[int, str]] = field(default_factory=list)
     slots: Mapping[str, int] = field(default_factory=dict)
+    busy: set[str] = field(default_factory=set)
+    """Types that have waiting jobs, as far as folded or seen since."""
     sent: dict[str, dict[UUID, tuple[float, float]]] = field(default_factory=dict)
     """By type: job → (when its hint was sent, the due time that it was sent for)."""
 
@@ -65,6 +67,7 @@ class Stage:
                 self._forget(name)
                 walk.append((tier, name, room[name] * self._pace(name).chunk + len(self.sent.get(name, ()))))
         found = lifecycle.stageable(walk) if walk else {}
+        self.busy |= found.keys()
         fresh = {name: self._fresh(name, rows, room[name]) for name, rows in found.items()}
         return self._publish({name: rows for name, rows in fresh.items() if rows}, current)
 
@@ -75,7 +78,9 @@ class Stage:
         self.paces = {name: pace_of(counts) for name, counts in outcomes.run_histograms().items()}
         self.slots = workers.slots_by_queue()
         # A type that moved to another tier leaves jobs behind that carry the old one.
-        pairs = {(contract.tier, name) for name, contract in current.items()} | outcomes.waiting_pairs()
+        waiting = outcomes.waiting_pairs()
+        self.busy = {name for _, name in waiting}
+        pairs = {(contract.tier, name) for name, contract in current.items()} | waiting
         self.walks = sorted(pair for pair in pairs if pair[1] in current)
         self.read_at = time.monotonic()
 
@@ -83,7 +88,7 @@ class Stage:
         return self.paces.get(name, Pace())
 
     def _room(self, current: Mapping[str, Contract]) -> dict[str, int]:
-        """Return messages that each type may publish now: its queue's free room, shared among its types."""
+        """Return messages that each type may publish now: its queue's free room, shared among types with work."""
         by_queue: dict[str, list[str]] = {}
         for name, contract in current.items():
             if not contract.paused:
@@ -91,15 +96,22 @@ class Stage:
         room: dict[str, int] = {}
         for queue, names in by_queue.items():
             waiting = broker.depth(queue, max_age=0.0)
-            if waiting is None:
-                continue
-            slots = max(1, self.slots.get(queue, 0))
-            for name in names:
-                window = slots * self._pace(name).messages_per_slot
-                # A round has a price; it waits until half of the window is free.
-                if window - waiting >= max(1, window // 2):
-                    room[name] = -(-(window - waiting) // len(names))
+            if waiting is not None:
+                room |= self._share(names, slots=max(1, self.slots.get(queue, 0)), waiting=waiting)
         return room
+
+    def _share(self, names: Sequence[str], *, slots: int, waiting: int) -> dict[str, int]:
+        """Share one queue's room. The gate is the queue's: a fast backlog cannot keep it shut for the others."""
+        busy = [name for name in names if name in self.busy] or names
+        window = slots * max(self._pace(name).messages_per_slot for name in busy)
+        free = window - waiting
+        # A round has a price; it waits until half of the window is free.
+        if free < max(1, window // 2):
+            return {}
+        share = -(-free // len(busy))
+        # Of slow work never more than its own window at once; a type not known to have work may show one message of it.
+        own = {name: slots * self._pace(name).messages_per_slot for name in names}
+        return {name: min(share, own[name]) if name in busy else 1 for name in names}
 
     def _forget(self, name: str) -> None:
         """Forget hints after HINT_SECONDS: what was not claimed by then is published again."""

@@ -13,7 +13,7 @@ from queues.histogram import bucket_of
 from queues.models import JobType
 from queues.scheduler import stage as module
 from queues.scheduler.stage import HISTORY_LEAST, Pace, Stage, pace_of
-from tests.factories import TYPE, accept, claim, failed, make_type, released, set_columns, sql
+from tests.factories import TYPE, accept, claim, failed, fold_all, make_type, released, set_columns, sql
 
 pytestmark = pytest.mark.django_db
 
@@ -100,6 +100,7 @@ def test_what_is_due_is_published_once(wire: Wire) -> None:
     """Best first, one id a message without history; a second round finds nothing new."""
     low, high, later = accept()[0], accept(priority=5)[0], accept()[0]
     set_columns(later, raw_due_at="jobs_now() + interval '1 h'")
+    fold_all()
     stage = Stage()
     assert stage.run_once()
     assert wire.hints == [("tier2", [high]), ("tier2", [low])]
@@ -192,10 +193,20 @@ def test_a_backlog_of_one_type_does_not_starve_another(wire: Wire) -> None:
     assert [other] in wire.taken()
 
 
+def test_a_type_whose_work_is_not_folded_yet_is_found(wire: Wire) -> None:
+    """It shows one message of it at first, and has its share in the next round: no round waits for the rollups."""
+    ids = accept(3)
+    stage = Stage()
+    stage.run_once()
+    stage.run_once()
+    assert sorted(i for hint in wire.taken() for i in hint) == ids
+
+
 def test_a_fast_type_goes_in_chunks(wire: Wire) -> None:
     """Ten milliseconds a job: about ten ids a message, each id once."""
     history(0.01, 100)
     ids = accept(40)
+    fold_all()
     Stage().run_once()
     chunks = wire.taken()
     assert sorted(i for chunk in chunks for i in chunk) == ids
