@@ -10,7 +10,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, overload
 from uuid import UUID
@@ -236,8 +236,8 @@ def _insert(jobs: Sequence[NewJob], answers: list[Receipt | EnqueueError | None]
         ready = [(waiting[a.position].type, a.id) for a in accepted if a.ready and waiting[a.position].publish]
         hints = [(contracts.current(name).queue, [job_id]) for name, job_id in ready]
         if hints:
-            # Robust: after the commit nothing may look like a failed accept.
-            transaction.on_commit(functools.partial(broker.publish, hints), robust=True)
+            # Robust: after the commit nothing may look like a failed accept. A function: Django logs its __qualname__.
+            transaction.on_commit(_publishing(hints), robust=True)
         for one in accepted:
             answers[one.position] = Receipt(job_id=one.id, state=JobState.ACCEPTED)
             del waiting[one.position]
@@ -298,6 +298,10 @@ def _conflict(job: NewJob, holder: UUID) -> DedupeConflict:
         job_id=holder,
         pointer="/dedupe_key",
     )
+
+
+def _publishing(hints: Sequence[tuple[str, Sequence[UUID]]]) -> Callable[[], object]:
+    return lambda: broker.publish(hints)
 
 
 def _prepare(item: Item, position: int) -> NewJob:

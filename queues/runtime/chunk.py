@@ -206,14 +206,32 @@ def write_ends(ends: Sequence[End], *, give_up_at: float) -> set[tuple[UUID, int
             return set().union(*(write_ends([end], give_up_at=give_up_at) for end in ends))
         except Error as error:
             connection.close()
-            if len(ends) > 1 and getattr(error.__cause__, "sqlstate", None) == LOCK_NOT_AVAILABLE:
-                # One row is locked by somebody else; the others must not wait for it until their leases run out.
-                return set().union(*(write_ends([end], give_up_at=give_up_at) for end in ends))
+            if len(ends) > 1 and _is_locked(error):
+                return _write_around_locks(ends, give_up_at=give_up_at)
             if leases.now() + pause >= give_up_at:
                 log.error("%d ends are given up, their leases run out: %s", len(ends), error)
                 return set()
             threading.Event().wait(pause)
             pause = min(pause * 2, 1.0)
+
+
+def _is_locked(error: Error) -> bool:
+    return getattr(error.__cause__, "sqlstate", None) == LOCK_NOT_AVAILABLE
+
+
+def _write_around_locks(ends: Sequence[End], *, give_up_at: float) -> set[tuple[UUID, int]]:
+    """Write each end alone and once, and wait only then for rows that somebody else has locked."""
+    written: set[tuple[UUID, int]] = set()
+    locked: list[End] = []
+    for end in ends:
+        try:
+            written |= lifecycle.settle([end]).keys()
+        except Error:
+            connection.close()
+            locked.append(end)
+    for end in locked:
+        written |= write_ends([end], give_up_at=give_up_at)
+    return written
 
 
 def _write_without_data(end: End, error: Exception) -> set[tuple[UUID, int]]:

@@ -89,6 +89,7 @@ class Heart:
         for pid, offset in list(self.table.slots()):
             if pid in gone:
                 self.table.free(offset)
+                self.stopped.discard(pid)
         due = [r for r in held if r not in dead and now() - r.renewed_at > r.lease_seconds / 3]
         if due:
             self._renew(due)
