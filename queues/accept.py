@@ -18,7 +18,7 @@ from uuid import UUID
 import jsonschema
 from django.db import transaction
 
-from queues import broker, canonical, contract_rules, contracts, lifecycle
+from queues import backlog, broker, canonical, contract_rules, contracts, lifecycle
 from queues.contracts import Contract
 from queues.lifecycle import NewJob
 from queues.states import JobState
@@ -312,6 +312,8 @@ def _prepare(item: Item, position: int) -> NewJob:
         raise UnknownJobType(f"there is no job type {item.type!r}", pointer="/type") from None
     if not contract.enabled:
         raise TypeDisabled(f"job type {item.type!r} is disabled and takes no jobs", pointer="/type")
+    if contract.tier in backlog.full_tiers():
+        raise Overloaded(f"tier {contract.tier} is over its backlog limit; nothing was stored")
     text, value = _read_payload(item.payload, contract)
     _check_numbers(item)
     key = _key(item, contract, value)

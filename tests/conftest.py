@@ -8,7 +8,7 @@ import pytest
 from django.db import connection, connections
 from pytest_django import DjangoDbBlocker
 
-from queues import contracts
+from queues import backlog, contracts
 from queues.models import JobType
 
 
@@ -16,8 +16,10 @@ from queues.models import JobType
 def _fresh_contracts() -> Iterator[None]:
     """Let no test see the contracts of the one before."""
     contracts.forget()
+    backlog.forget_cached()
     yield
     contracts.forget()
+    backlog.forget_cached()
 
 
 _CLOCK = {

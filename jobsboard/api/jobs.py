@@ -15,7 +15,7 @@ from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse
 from ninja import Router
 
-from jobsboard.api import backlog, envelope, job_json, listing, problems, schemas, times
+from jobsboard.api import envelope, job_json, listing, problems, schemas, times
 from jobsboard.api.access import key_of
 from jobsboard.api.database import bounded
 from jobsboard.api.keys import Key
@@ -237,12 +237,9 @@ def _item(one: envelope.OneJob, *, header: str | None = None) -> Item:
 
 
 def _check_type(name: str, *, key: Key) -> None:
-    """Refuse a type that is closed to the key like one that does not exist, and a tier that is full."""
-    contract = contracts.all_current().get(name)
-    if contract is None or not key.may_use(name):
+    """Refuse a type that is closed to the key like one that does not exist."""
+    if name not in contracts.all_current() or not key.may_use(name):
         raise problems.unknown_job_type()
-    if contract.tier in backlog.full_tiers():
-        raise problems.overloaded(contract.tier)
 
 
 def _prepare(raw: bytes, *, key: Key) -> Item | Problem:

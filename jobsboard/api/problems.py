@@ -116,16 +116,6 @@ def unknown_job_type() -> Problem:
     return Problem("unknown_job_type", "There is no job type of this name.", pointer="/type")
 
 
-def overloaded(tier: int) -> Problem:
-    """Return the answer to a tier over its backlog limit."""
-    return Problem(
-        "overloaded",
-        f"Tier {tier} is over its backlog limit; nothing was stored.",
-        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
-        retryable=True,
-    )
-
-
 def of_exception(error: BaseException) -> Problem:
     """Translate whatever a view raised."""
     if isinstance(error, Problem):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from jobsboard.api import backlog, keys
+from jobsboard.api import keys
 from jobsboard.models import SCOPES
-from queues import contracts
+from queues import backlog, contracts
 from queues.models import JobType
 
 

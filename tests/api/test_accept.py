@@ -12,7 +12,8 @@ import pytest
 from django.db import DataError, IntegrityError, InterfaceError, OperationalError, connection
 from django.test import Client
 
-from jobsboard.api import backlog, database, jobs
+from jobsboard.api import database, jobs
+from queues import backlog
 from queues.models import Job, StateCount, Tier
 from tests.api.conftest import Api, problem
 

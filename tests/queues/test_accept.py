@@ -13,12 +13,13 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from pytest_django import DjangoCaptureOnCommitCallbacks
 
-from queues import broker, contracts, lifecycle
+from queues import backlog, broker, contracts, lifecycle
 from queues.accept import (
     DedupeConflict,
     EnqueueError,
     Item,
     KeyInvalid,
+    Overloaded,
     PayloadInvalid,
     Receipt,
     TypeDisabled,
@@ -26,7 +27,7 @@ from queues.accept import (
     enqueue,
     enqueue_many,
 )
-from queues.models import DedupeKey, Job, JobType
+from queues.models import DedupeKey, Job, JobType, StateCount, Tier
 from queues.states import JobState, Reason
 from tests.factories import (
     TYPE,
@@ -551,3 +552,15 @@ def test_duplicates_cost_one_statement_more(warm: None) -> None:
     assert sum(r.duplicate for r in receipts) == 75
     fold_all()
     assert sql("SELECT accepted, duplicates FROM queues_outcomerollup WHERE grain = 'day'") == [(75, 75)]
+
+
+@pytest.mark.django_db
+def test_a_full_tier_takes_nothing() -> None:
+    """I-39: a tier over its backlog limit answers Overloaded and stores nothing."""
+    make_type("full.type", tier_id=3)
+    Tier.objects.filter(number=3).update(backlog_limit=5)
+    StateCount.objects.create(type="full.type", tier=3, state="accepted", n=5)
+    backlog.forget_cached()
+    with pytest.raises(Overloaded):
+        enqueue("full.type", {})
+    assert not Job.objects.filter(type="full.type").exists()

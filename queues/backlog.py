@@ -9,12 +9,14 @@ import threading
 import time
 from typing import Final
 
-from django.db.models import Sum
-
-from queues.models import StateCount, Tier
-from queues.states import WAITING
+from django.db import connection
 
 CACHE_SECONDS: Final = 1.0
+_FULL: Final = """
+SELECT t.number FROM queues_tier t WHERE t.backlog_limit <= (
+  SELECT coalesce(sum(s.n), 0) FROM queues_statecount s
+  WHERE s.tier = t.number AND s.state IN ('accepted', 'retrying'))
+"""
 
 
 class _Full:
@@ -50,7 +52,6 @@ def forget_cached() -> None:
 
 
 def _read() -> frozenset[int]:
-    rows = StateCount.objects.filter(state__in=[state.value for state in WAITING])
-    waiting = dict(rows.values_list("tier").annotate(n=Sum("n")))
-    limits = Tier.objects.values_list("number", "backlog_limit")
-    return frozenset(number for number, limit in limits if waiting.get(number, 0) >= limit)
+    with connection.cursor() as cursor:
+        cursor.execute(_FULL)
+        return frozenset(row[0] for row in cursor.fetchall())
