@@ -78,6 +78,11 @@ JOIN (SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fen
 WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing'
 """
 
+CLAIMED_BY = f"""
+SELECT j.id, j.fence FROM queues_job j
+WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing' AND j.worker = %(worker)s
+"""
+
 # Which work a claim would take now, a bounded number from each type, best first. `published_at` is what accept wrote
 # when it sent a hint itself; what the stage published it remembers, since writing it here cost a quarter of the drain.
 STAGEABLE = """
@@ -113,6 +118,11 @@ def heartbeat(runs: Sequence[tuple[UUID, int]]) -> dict[tuple[UUID, int], bool]:
     """Extend the leases of (id, fence) pairs in hand. Shape: the pairs that still hold → cancel requested."""
     ids, fences = [run[0] for run in runs], [run[1] for run in runs]
     return {(i, fence): cancel for i, fence, cancel in execute(HEARTBEAT, {**named(ids), "fences": fences})}
+
+
+def claimed_by(ids: Sequence[UUID], *, worker: str) -> list[tuple[UUID, int]]:
+    """Return the (id, fence) pairs that one claim took: asked by a claimer whose answer was lost."""
+    return [(i, fence) for i, fence in execute(CLAIMED_BY, {"ids": uuids(ids), "worker": worker})]
 
 
 def holding(runs: Sequence[tuple[UUID, int]]) -> set[tuple[UUID, int]]:

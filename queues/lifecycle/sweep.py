@@ -40,6 +40,8 @@ hit AS MATERIALIZED (
     settled_at = CASE WHEN h.state <> 'retrying' THEN h.now END,
     reason = CASE h.state WHEN 'dead' THEN 'poison' WHEN 'cancelled' THEN j.reason END,
     resolution = CASE WHEN h.state IN ('dead', 'cancelled') THEN 'open' END,
+    fingerprint = CASE h.state WHEN 'dead'
+      THEN left(encode(sha256(convert_to(j.type || ' WorkerLost', 'UTF8')), 'hex'), 16) ELSE j.fingerprint END,
     failures = (CASE WHEN jsonb_array_length(j.failures) >= {FAILURES_KEPT} THEN j.failures - 1 ELSE j.failures END)
       || jsonb_build_object('error_class', 'WorkerLost', 'message',
       'the process that ran this job is gone; whether the work happened is not known', 'attempt', h.attempt,

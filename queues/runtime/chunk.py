@@ -4,6 +4,7 @@ Members of a chunk do not share a fate: an end waits at most FINISH_SECONDS for 
 not begun after BEGIN_SECONDS is released unspent, even while a body blocks. What a handler does is `execute`'s.
 """
 
+import itertools
 import logging
 import os
 import socket
@@ -18,7 +19,7 @@ from django.db import DataError, Error, IntegrityError, connection
 
 from queues import lifecycle
 from queues.handlers import JobContext
-from queues.lifecycle import End, Run
+from queues.lifecycle import End, Run, Verdict
 from queues.runtime import leases
 from queues.runtime.execute import execute, released
 from queues.runtime.leases import LeaseTable, Slot
@@ -29,6 +30,7 @@ FINISH_SECONDS: Final = 0.05
 BEGIN_SECONDS: Final = 0.25
 _POLL_SECONDS: Final = 0.02
 LOCK_NOT_AVAILABLE: Final = "55P03"
+GIVE_BACK_SECONDS: Final = 5.0
 
 
 class Chunk:
@@ -94,6 +96,7 @@ class Runner:
         self._chunks: set[Chunk] = set()
         self._lock = threading.Lock()
         self._work = threading.Event()
+        self._claims = itertools.count(1)
         threading.Thread(target=self._finisher, name="finisher", daemon=True).start()
 
     def run(self, ids: Sequence[UUID]) -> int:
@@ -103,7 +106,7 @@ class Runner:
         since = leases.now()
         slot = self._slot()
         # Ends of the last chunk may still be on their way; what cannot be held is not claimed.
-        runs = lifecycle.claim(ids[: slot.room], worker=self.incarnation)
+        runs = self._claim(ids[: slot.room])
         if not runs:
             return 0
         for run in runs:
@@ -120,6 +123,16 @@ class Runner:
                 self._chunks.discard(chunk)
             self._write(chunk.take_all(), chunk)
         return done
+
+    def _claim(self, ids: Sequence[UUID]) -> list[Run]:
+        """Claim under a name that no other claim has, so that one whose answer was lost can be given back."""
+        worker = f"{self.incarnation}.{next(self._claims)}"
+        try:
+            return lifecycle.claim(ids, worker=worker)
+        except Error:
+            connection.close()
+            _give_back(ids, worker=worker)
+            raise
 
     def _slot(self) -> Slot:
         slot: Slot | None = getattr(self._slots, "slot", None)
@@ -186,6 +199,18 @@ class Runner:
 def _held_longer(chunk: Chunk) -> float:
     """How much longer than the first lease a chunk is still ours: the heartbeat renewed it while bodies ran."""
     return max(0.0, leases.now() - chunk.claimed_at)
+
+
+def _give_back(ids: Sequence[UUID], *, worker: str) -> None:
+    """Release what a claim took whose commit arrived and whose answer did not (I-03); else it would cost a crash."""
+    try:
+        taken = lifecycle.claimed_by(ids, worker=worker)
+        ends = [End(id=job_id, fence=fence, verdict=Verdict.RELEASED) for job_id, fence in taken]
+        if ends:
+            write_ends(ends, give_up_at=leases.now() + GIVE_BACK_SECONDS)
+    except Error as error:
+        connection.close()
+        log.warning("a claim without an answer is left to its lease: %s", error)
 
 
 def write_ends(ends: Sequence[End], *, give_up_at: float) -> set[tuple[UUID, int]]:

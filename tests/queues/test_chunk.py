@@ -369,3 +369,20 @@ def test_an_unknown_handler_waits_for_the_new_release(runner: Runner) -> None:
     sql("UPDATE queues_job SET due_at = jobs_now(), attempt = attempt_limit - 1")
     runner.run([job_id])
     assert (get(job_id).state, get(job_id).reason) == (S.DEAD, Reason.NO_HANDLER)
+
+
+def test_a_claim_whose_answer_is_lost_is_given_back(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I-03: the claim was committed and its answer lost; that costs neither an attempt nor a crash, only a fence."""
+    make_type()
+    [job] = accept(1)
+    claim_for_real = lifecycle.claim
+
+    def commit_then_lie(ids: Any, *, worker: str) -> list[Run]:
+        claim_for_real(ids, worker=worker)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(lifecycle, "claim", commit_then_lie)
+    with pytest.raises(OperationalError):
+        Runner(LeaseTable(), node="here").run([job])
+    row = get(job)
+    assert (row.state, row.attempt, row.begun, row.crashes, row.fence) == (S.ACCEPTED, 0, 0, 0, 1)
