@@ -6,7 +6,7 @@ from uuid import UUID
 
 from django.db import transaction
 
-from queues import audit, lifecycle
+from queues import audit, broker, contracts, lifecycle
 from queues.models import Job
 from queues.states import REPLAYABLE, JobState, Reason, Resolution
 
@@ -22,6 +22,14 @@ class NotCancellable(Exception):
 
     def __init__(self, state: JobState) -> None:
         super().__init__(f"the job is {state.value} and can no longer be cancelled")
+        self.state = state
+
+
+class NotRetrying(Exception):
+    """The job does not wait for another attempt."""
+
+    def __init__(self, state: JobState) -> None:
+        super().__init__(f"the job is {state.value}; only one that waits for its next attempt can be retried now")
         self.state = state
 
 
@@ -73,6 +81,24 @@ def cancel_job(job_id: UUID, *, actor: str, reason: str, source: str, request_id
             changed=False,
         )
     raise NotCancellable(state)
+
+
+def retry_now(job_id: UUID, *, actor: str, reason: str, source: str, request_id: str = "") -> JobState:
+    """Make the next attempt of a retrying job due at once. Raises: JobNotFound, NotRetrying."""
+    with transaction.atomic():
+        if lifecycle.retry_now([job_id]):
+            _audit("job.retried_now", job_id, actor=actor, reason=reason, source=source, request_id=request_id,
+                   after={"state": JobState.RETRYING.value})  # fmt: skip
+            lifecycle.touch_board()
+            transaction.on_commit(lambda: _hint(job_id), robust=True)
+            return JobState.RETRYING
+    raise NotRetrying(JobState(_get(job_id).state))
+
+
+def _hint(job_id: UUID) -> None:
+    """Wake a worker now; without this the stage does, a moment later."""
+    name = Job.objects.values_list("type", flat=True).get(id=job_id)
+    broker.publish([(contracts.current(name).queue, [job_id])])
 
 
 def replay_job(job_id: UUID, *, actor: str, reason: str, source: str, request_id: str = "") -> UUID:

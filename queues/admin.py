@@ -13,16 +13,18 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.db.models import Count
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_POST
 
 from queues import contract_rules, contract_versions, workers
-from queues.contract_fields import FIELDS
-from queues.contract_form import ContractForm
+from queues.contract_fields import CALLBACK_SECRET, FIELDS, SECRETS, TARGET_SECRET
+from queues.contract_form import SECRET_FIELDS, ContractForm
+from queues.contract_switches import HOLDS, SwitchRefused, set_switch
 from queues.contract_versions import ContractChanged, ContractInvalid, Diff, JobsExist
-from queues.models import ContractRevision, JobType, Tier
+from queues.models import AuditEntry, ContractRevision, JobType, Tier
 
 # Bulk deletion would go around the audit log, for whatever is registered.
 admin.site.disable_action("delete_selected")
@@ -84,8 +86,8 @@ FIELDSETS: Final = (
     (
         "Success",
         "When a job counts as done. That a handler returned is no proof unless you say so here.",
-        ("success", "on_unconfirmed", "confirm_within_seconds", ("check_url", "check_every_seconds"),
-         "callback_secret_env"),
+        ("success", "on_unconfirmed", "confirm_within_seconds", "check_url", "check_every_seconds",
+         "callback_secret_env", "new_callback_secret", "remove_callback_secret"),
     ),
     ("Promise", "What the board measures this type by.", (("window_seconds", "target_ratio"),)),
     (
@@ -112,10 +114,10 @@ FIELDSETS: Final = (
     (
         "Switches",
         "Count at once, for waiting jobs too. They are no part of a version, and contracts sync leaves them alone.",
-        ("enabled", "paused"),
+        ("enabled", ("disabled_reason", "disabled_until"), "paused", ("paused_reason", "paused_until")),
     ),
 )  # fmt: skip
-_FORM_ONLY: Final = frozenset({"new_secret", "remove_secret"})
+_FORM_ONLY: Final = frozenset(name for pair in SECRET_FIELDS.values() for name in pair)
 
 
 @admin.register(JobType)
@@ -168,7 +170,7 @@ class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
     def changeform_view(self, request: HttpRequest, object_id: Any = None, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
             return super().changeform_view(request, object_id, *args, **kwargs)
-        except (ContractChanged, ContractInvalid, ImproperlyConfigured) as error:
+        except (ContractChanged, ContractInvalid, SwitchRefused, ImproperlyConfigured) as error:
             # Somebody else was faster between the form's check and the save; the transaction is rolled back.
             messages.error(request, f"Nothing was saved: {error}")
             return HttpResponseRedirect(request.get_full_path())
@@ -179,12 +181,10 @@ class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
         form: ContractForm = context["adminform"].form
         shown = form.instance
         fields = contract_versions.fields_of(shown)
-        stored = bool(shown.target_secret)
+        stored = {name: bool(getattr(shown, name)) for name in SECRETS}
         warnings = form.findings.warnings
         if not form.is_bound:
-            warnings = contract_rules.check(
-                {**fields, contract_versions.SECRET: stored}, live_queues=workers.slots_by_queue()
-            ).warnings
+            warnings = contract_rules.check({**fields, **stored}, live_queues=workers.slots_by_queue()).warnings
         tier_ratio = Tier.objects.filter(pk=fields["tier"]).values_list("target_ratio", flat=True).first()
         key, key_problem = form.key_preview() if form.is_bound else ("", "")
         context |= {
@@ -198,7 +198,9 @@ class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
             "key": key,
             "key_problem": key_problem,
             "previewing": form.previewing,
-            "secret_stored": stored,
+            "target_secret_stored": stored[TARGET_SECRET],
+            "callback_secret_stored": stored[CALLBACK_SECRET],
+            "holds": _holds(shown.pk) if shown.pk else [],
             "latest": ContractRevision.objects.filter(job_type_id=shown.pk or "").order_by("-version").first(),
             "editing": self.has_change_permission(request) if kwargs.get("obj") else True,
         }
@@ -206,17 +208,15 @@ class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
 
     def save_model(self, request: HttpRequest, obj: JobType, form: Any, change: bool) -> None:
         reason = form.cleaned_data["reason"] or "Created."
-        switches = {name: form.cleaned_data[name] for name in ("enabled", "paused")}
-        fields = form.to_save if change else {**form.to_save, **switches}
         saved = contract_versions.save(
             obj.pk,
-            fields,
+            form.to_save,
             reason=reason,
             expected_version=form.cleaned_data["base_version"] if change else None,
             **_who(request),
         )
-        if change:
-            contract_versions.set_switch(obj.pk, reason=reason, **switches, **_who(request))
+        for switch in form.switches_to_set(reason):
+            set_switch(obj.pk, **switch, **_who(request))
         obj.refresh_from_db()
         if saved.version is None:
             messages.info(request, "The contract is as it was: no new version.")
@@ -305,12 +305,24 @@ class TierAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
     actions = None
     list_display = ("number", "name", "target_ratio", "backlog_limit")
     ordering = ("number",)
+    change_form_template = "admin/queues/tier/change_form.html"
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        # As stored: a form with a mistake has written into its instance.
+        tier = Tier.objects.get(pk=context["original"].pk)
+        counts = JobType.objects.filter(tier=tier).aggregate(types=Count("pk"), own=Count("target_ratio"))
+        shown = {name: getattr(tier, name) for name in ("number", *contract_versions.TIER_FIELDS)}
+        return super().render_change_form(
+            request, {**context, "promise": contract_rules.tier_sentence(shown, **counts)}, *args, **kwargs
+        )
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         fields = contract_versions.TIER_FIELDS
@@ -319,6 +331,21 @@ class TierAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
     def save_model(self, request: HttpRequest, obj: Tier, form: Any, change: bool) -> None:
         fields = {name: form.cleaned_data[name] for name in contract_versions.TIER_FIELDS}
         contract_versions.save_tier(obj.pk, fields, reason=form.cleaned_data["reason"], **_who(request))
+
+
+def _holds(name: str) -> list[dict[str, Any]]:
+    """Return what holds the type's jobs back, as stored: which switch, who, when, until when and why."""
+    row = JobType.objects.filter(pk=name).first()
+    found = []
+    for hold in HOLDS if row else ():
+        if getattr(row, hold.switch) != hold.value:
+            continue
+        reason, by, until = (getattr(row, column) for column in hold.columns[1:])
+        entries = AuditEntry.objects.filter(object_type="job_type", object_id=name, action=hold.held)
+        # A type that was made switched off has no entry of its own for that.
+        at = entries.order_by("-id").values_list("at", flat=True).first()
+        found.append({"word": hold.prefix, "by": by, "at": at, "until": until, "reason": reason})
+    return found
 
 
 def _comparison(request: HttpRequest, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from kombu import Connection, Producer
 from kombu.exceptions import ChannelError
 
 TASK: Final = "queues.run"
+CHECK_TASK: Final = "queues.check"
 SOCKET_SECONDS: Final = 0.1
 """Connect and send are bounded by this each."""
 CALL_SECONDS: Final = 0.2
@@ -165,7 +166,7 @@ def is_short(name: str) -> bool:
     return waiting is not None and waiting < SHORT_QUEUE
 
 
-def publish(hints: Sequence[tuple[str, Sequence[UUID]]]) -> bool:
+def publish(hints: Sequence[tuple[str, Sequence[UUID]]], *, task: str = TASK) -> bool:
     """Send (queue, ids) hints in one round trip. Returns False when none may have arrived."""
     if not hints:
         return True
@@ -173,23 +174,23 @@ def publish(hints: Sequence[tuple[str, Sequence[UUID]]]) -> bool:
     def send(producer: Producer) -> bool:
         with producer.batch(max_size=len(hints) + 1):
             for name, ids in hints:
-                _send_one(producer, name, ids)
+                _send_one(producer, name, ids, task=task)
         return True
 
     return _channel.call(send, False)
 
 
-def _send_one(producer: Producer, name: str, ids: Sequence[UUID]) -> None:
-    headers, properties, body, _ = _task_message([str(job_id) for job_id in ids])
+def _send_one(producer: Producer, name: str, ids: Sequence[UUID], *, task: str) -> None:
+    headers, properties, body, _ = _task_message([str(job_id) for job_id in ids], task=task)
     producer.publish(
         body, exchange="", routing_key=name, serializer="json", headers=headers, retry=False, delivery_mode=1,
         **properties,
     )  # fmt: skip
 
 
-def _task_message(ids: list[str]) -> Any:
+def _task_message(ids: list[str], *, task: str) -> Any:
     # argsrepr is given so that Celery does not write the ids a second time.
-    return current_app.amqp.as_task_v2(uuid(), TASK, args=(ids,), argsrepr="", ignore_result=True)
+    return current_app.amqp.as_task_v2(uuid(), task, args=(ids,), argsrepr="", ignore_result=True)
 
 
 def ping() -> bool:

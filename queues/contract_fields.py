@@ -11,8 +11,27 @@ from django.db.models import Field
 
 from queues.models import JobType
 
-SWITCHES: Final = frozenset({"enabled", "paused", "paused_reason"})
+SWITCHES: Final = frozenset(
+    {
+        "enabled",
+        "disabled_reason",
+        "disabled_by",
+        "disabled_until",
+        "paused",
+        "paused_reason",
+        "paused_by",
+        "paused_until",
+    }
+)
 """Never versioned, untouched by `contracts sync`, audited one by one."""
+
+SWITCH_MARKS: Final = frozenset({"disabled_by", "disabled_until", "paused_by", "paused_until"})
+"""Who and until when: written with the switch itself, never taken from a contract or a file."""
+
+TARGET_SECRET: Final = "target_secret"  # noqa: S105 (the name of a field)
+CALLBACK_SECRET: Final = "callback_secret"  # noqa: S105 (the name of a field)
+SECRETS: Final = (TARGET_SECRET, CALLBACK_SECRET)
+"""Set as text, stored sealed, in no version and in no file."""
 
 VERSIONED: Final = frozenset(
     {
@@ -80,19 +99,10 @@ CURRENT: Final = frozenset(
 )
 """A change of these reaches jobs that wait already; they are in every revision all the same."""
 
-_CHECKS = "no check asks the outside world"
-_LIMITS = "nothing stops a run that takes too long"
 _FLOW = "work is not limited, ordered or merged"
-_KEEP = "old jobs are not removed"
 
 NOT_ENFORCED: Final[dict[str, str]] = {
-    "callback_secret_env": "no provider callbacks are taken",
-    "check_url": _CHECKS,
-    "check_every_seconds": _CHECKS,
-    "confirm_within_seconds": "it bounds callbacks and checks, which decide nothing so far",
     "provider_key_ttl_seconds": "no replay is held back by it; it only warns here",
-    "soft_limit_seconds": _LIMITS,
-    "hard_limit_seconds": _LIMITS,
     "concurrency": _FLOW,
     "group_concurrency": _FLOW,
     "rate_per_second": _FLOW,
@@ -106,8 +116,6 @@ NOT_ENFORCED: Final[dict[str, str]] = {
     "dependency": "there are no circuit breakers",
     "batch_size": "handlers get one job at a time",
     "canary_ratio": "no version is tried on a share of jobs first",
-    "keep_confirmed_days": _KEEP,
-    "keep_other_days": _KEEP,
     "probe_every_seconds": "no probes are sent",
 }
 """Fields whose engine is not built, each with what is missing; `tests/queues/test_contract_rules.py` lists them."""

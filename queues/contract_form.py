@@ -1,4 +1,4 @@
-"""The admin's form for a contract: labels, help, lists one per line, a secret that goes in and never comes out.
+"""The admin's form for a contract: labels, help, lists one per line, secrets that go in and never come out.
 
 The rules are `contract_rules`'; pages and permissions are in `admin`.
 """
@@ -13,18 +13,34 @@ from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.utils.html import format_html
 
 from queues import canonical, contract_rules, contract_versions, http_target, secrets_box, workers
-from queues.contract_fields import FIELDS, NOT_ENFORCED, SWITCHES, default_of
+from queues.contract_fields import (
+    CALLBACK_SECRET,
+    FIELDS,
+    NOT_ENFORCED,
+    SWITCH_MARKS,
+    SWITCHES,
+    TARGET_SECRET,
+    default_of,
+)
 from queues.contract_rules import Findings, KeyTemplateError
+from queues.contract_switches import HOLDS, SwitchRefused, check_until
 from queues.models import JobType, Tier
 
 PREVIEW: Final = "_preview"
 SHORTEST_SECRET: Final = 16
+SECRET_FIELDS: Final = {
+    TARGET_SECRET: ("new_secret", "remove_secret"),
+    CALLBACK_SECRET: ("new_callback_secret", "remove_callback_secret"),
+}
+"""What is typed in for each secret: a new one, or that the stored one goes."""
 
 LABELS: Final = {
     "runbook_url": "Runbook",
     "target_url": "Target address",
     "target_secret_env": "Secret from variable",
     "callback_secret_env": "Callback secret from variable",
+    "disabled_reason": "Why off",
+    "paused_reason": "Why paused",
     "success": "Done means",
     "check_url": "Check address",
     "check_every_seconds": "Check every",
@@ -65,8 +81,13 @@ _HELP: Final = {
     "tier": "New jobs take it; jobs that wait keep theirs.",
     "pool": "Empty: the tier's own workers. With mail in tier 1 the queue is tier1.mail.",
     "target_url": "For the HTTP handler: gets a signed POST for each job.",
-    "target_secret_env": "Name of a variable of the workers that holds the signing secret.",
-    "on_unconfirmed": "What becomes of a run that returned without the reference.",
+    "target_secret_env": "Name of a variable of the workers that holds the signing secret. It signs checks too.",
+    "callback_secret_env": "Name of a variable of the web processes: the secret that a provider's callbacks are signed "
+    "with. Several in it, separated by spaces or commas, are all taken, for a change-over.",
+    "check_url": "Gets a signed request that asks for the outcome. With a Python handler a @check function may do it.",
+    "check_every_seconds": "Seconds between two checks of one job.",
+    "confirm_within_seconds": "Seconds from the run's return that a callback or a check may take.",
+    "on_unconfirmed": "What becomes of a job whose run returned and whose proof did not come.",
     "window_seconds": "Seconds from ready to confirmed. This is the promise.",
     "target_ratio": "0.999 for 99.9 percent. Empty: the tier's.",
     "max_age_seconds": "Seconds from ready. Ends every open job.",
@@ -85,8 +106,12 @@ _HELP: Final = {
     "redact": "JSON pointers, one a line, such as /card/number. Shown as [redacted] to everyone.",
     "enabled": "Switched off it takes no jobs; those that wait still run.",
     "paused": "Takes jobs, runs none. The clock of the promise goes on.",
-    "soft_limit_seconds": "Seconds, 0 for none.",
-    "hard_limit_seconds": "Seconds, 0 for none.",
+    "disabled_reason": "Empty: the reason at the end of the page.",
+    "paused_reason": "Empty: the reason at the end of the page.",
+    "soft_limit_seconds": "Seconds, 0 for none. Then the handler is told to stop.",
+    "hard_limit_seconds": "Seconds, 0 for none. Then the run is stopped.",
+    "keep_confirmed_days": "Days after the end.",
+    "keep_other_days": "Days after the end. Unresolved dead letters are kept longer.",
 }
 
 
@@ -144,6 +169,38 @@ class SchemaField(forms.JSONField):
             return True
 
 
+class SecretField(forms.CharField):
+    """A secret that goes in and never comes out."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        attrs = {"autocomplete": "new-password", "size": 50}
+        super().__init__(
+            required=False, max_length=500, widget=forms.PasswordInput(render_value=False, attrs=attrs), **kwargs
+        )
+
+    def clean(self, value: Any) -> str:
+        """Refuse a secret that could not be stored or used."""
+        secret: str = super().clean(value)
+        if not secret:
+            return ""
+        try:
+            if len(http_target.signing_key(secret)) < SHORTEST_SECRET:
+                raise ValidationError(f"A secret has at least {SHORTEST_SECRET} bytes.")
+            secrets_box.seal(secret)
+        except (http_target.SecretMissing, ImproperlyConfigured) as error:
+            raise ValidationError(str(error)) from None
+        return secret
+
+
+class UntilField(forms.DateTimeField):
+    """When a switch turns back, in UTC; seconds do not matter."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        # `step` lets a browser keep the seconds of an end that was set elsewhere.
+        widget = forms.DateTimeInput(format="%Y-%m-%dT%H:%M:%S", attrs={"type": "datetime-local", "step": "1"})
+        super().__init__(required=False, show_hidden_initial=True, widget=widget, **kwargs)
+
+
 class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
     """One contract, the reason for its change, and what to try it on."""
 
@@ -161,15 +218,21 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
     never_retry = LinesField(required=False, label=LABELS["never_retry"], help_text=_HELP["never_retry"])
     redact = LinesField(required=False, label=LABELS["redact"], help_text=_HELP["redact"])
     schema = SchemaField(required=False, initial=dict, label=LABELS["schema"], help_text=_HELP["schema"])
-    new_secret = forms.CharField(
-        required=False,
+    new_secret = SecretField(
         label="New secret",
-        max_length=500,
-        strip=True,
-        widget=forms.PasswordInput(render_value=False, attrs={"autocomplete": "new-password", "size": 50}),
         help_text="Signs requests to the target. Stored encrypted, never shown again. Best written as whsec_ + base64.",
     )
     remove_secret = forms.BooleanField(required=False, label="Remove the stored secret")
+    new_callback_secret = SecretField(
+        label="New callback secret",
+        help_text="Verifies a provider's callbacks. Stored encrypted, never shown again. After a change the one before "
+        "it is taken for another 24 hours.",
+    )
+    remove_callback_secret = forms.BooleanField(
+        required=False, label="Remove the callback secret", help_text="At once, the one before it too."
+    )
+    disabled_until = UntilField(label="Off until (UTC)", help_text="Then it is switched on again. Empty: no end.")
+    paused_until = UntilField(label="Paused until (UTC)", help_text="Then it is resumed. Empty: no end.")
     reason = forms.CharField(
         label="Reason", max_length=1000, widget=forms.TextInput(attrs={"size": 80}), help_text="For the history."
     )
@@ -184,7 +247,7 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = JobType
-        fields = [name for name in ("name", *FIELDS) if name != "paused_reason"]
+        fields = [name for name in ("name", *FIELDS) if name not in SWITCH_MARKS - {"disabled_until", "paused_until"}]
         labels = LABELS
         help_texts = _help_texts()
 
@@ -192,6 +255,9 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
         super().__init__(*args, **kwargs)
         self.findings = Findings()
         self.previewing = self.is_bound and PREVIEW in self.data
+        for name in SWITCHES & self.fields.keys():
+            # Against what the page showed, not against what somebody else has set meanwhile.
+            self.fields[name].show_hidden_initial = True
         if "name" in self.fields:
             # A name with a space before it is a mistake to show, not to mend.
             self.fields["name"].strip = False  # type: ignore[attr-defined]
@@ -204,19 +270,6 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
         """Tell whether this may be saved: a preview never is."""
         return super().is_valid() and not self.previewing
 
-    def clean_new_secret(self) -> str:
-        """Refuse a secret that could not be stored or used."""
-        secret: str = self.cleaned_data["new_secret"]
-        if not secret:
-            return ""
-        try:
-            if len(http_target.signing_key(secret)) < SHORTEST_SECRET:
-                raise ValidationError(f"A secret has at least {SHORTEST_SECRET} bytes.")
-            secrets_box.seal(secret)
-        except (http_target.SecretMissing, ImproperlyConfigured) as error:
-            raise ValidationError(str(error)) from None
-        return secret
-
     def clean(self) -> dict[str, Any]:
         """Hold the contract against the rules."""
         cleaned = super().clean() or self.cleaned_data
@@ -225,17 +278,49 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
             raise ValidationError(
                 f"Somebody saved version {self.instance.version} while you edited version {base}. Load the page again."
             )
-        if cleaned.get("new_secret") and cleaned.get("remove_secret"):
-            self.add_error("remove_secret", "Either set a new secret or remove the stored one.")
+        stored = {}
+        for name, (new, remove) in SECRET_FIELDS.items():
+            if cleaned.get(new) and cleaned.get(remove):
+                self.add_error(remove, "Either set a new secret or remove the stored one.")
+            stored[name] = bool(cleaned.get(new) or (getattr(self.instance, name) and not cleaned.get(remove)))
+        self._clean_switches(cleaned)
         previous = contract_versions.fields_of(self.instance) if self.instance.pk else None
-        secret = cleaned.get("new_secret") or (self.instance.target_secret and not cleaned.get("remove_secret"))
-        fields = {**self.contract, contract_versions.SECRET: bool(secret)}
+        fields = {**self.contract, **stored}
         self.findings = contract_rules.check(fields, previous=previous, live_queues=workers.slots_by_queue())
         for name, texts in self.findings.errors.items():
             # A field that is wrong by itself says so already.
             if name in self.fields and name not in self.errors:
                 self.add_error(name, texts)
         return cleaned
+
+    def _clean_switches(self, cleaned: dict[str, Any]) -> None:
+        """Refuse an end that is past, and a reason or an end for what is not switched off."""
+        for hold in HOLDS:
+            why, until = f"{hold.prefix}_reason", f"{hold.prefix}_until"
+            holds = cleaned.get(hold.switch) == hold.value
+            for name in {why, until} & set(self.changed_data):
+                if cleaned.get(name) and not holds:
+                    word = "untick" if hold.switch == "enabled" else "tick"
+                    self.add_error(name, f"To use this, {word} “{hold.switch.capitalize()}”; else leave it empty.")
+                elif name == until and name not in self.errors:
+                    try:
+                        check_until(cleaned.get(until))
+                    except SwitchRefused as refused:
+                        self.add_error(name, str(refused))
+
+    def switches_to_set(self, reason: str) -> list[dict[str, Any]]:
+        """Return what `set_switch` takes, for each switch changed here: somebody else may have set the others."""
+        calls = []
+        for hold in HOLDS:
+            why, until = f"{hold.prefix}_reason", f"{hold.prefix}_until"
+            if not {hold.switch, why, until} & set(self.changed_data):
+                continue
+            value = self.cleaned_data[hold.switch]
+            holds = value == hold.value
+            own = self.cleaned_data[why] if holds else ""
+            end = self.cleaned_data[until] if holds else None
+            calls.append({hold.switch: value, "reason": own or reason, "until": end})
+        return calls
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -248,12 +333,13 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
 
     @property
     def to_save(self) -> dict[str, Any]:
-        """What `contract_versions.save` takes: the contract, and the secret where one was set or removed."""
+        """What `contract_versions.save` takes: the contract, and the secrets that were set or removed."""
         fields = self.contract
-        if self.cleaned_data.get("new_secret"):
-            fields[contract_versions.SECRET] = self.cleaned_data["new_secret"]
-        elif self.cleaned_data.get("remove_secret"):
-            fields[contract_versions.SECRET] = None
+        for name, (new, remove) in SECRET_FIELDS.items():
+            if self.cleaned_data.get(new):
+                fields[name] = self.cleaned_data[new]
+            elif self.cleaned_data.get(remove):
+                fields[name] = None
         return fields
 
     def key_preview(self) -> tuple[str, str]:

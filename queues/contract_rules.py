@@ -17,9 +17,22 @@ from django.core.exceptions import ValidationError
 from django.db import models
 
 from queues import retry
-from queues.contract_fields import CURRENT, FIELDS, NOT_ENFORCED, SWITCHES, VERSIONED, default_of, defaults
+from queues.contract_fields import (
+    CALLBACK_SECRET,
+    CURRENT,
+    FIELDS,
+    NOT_ENFORCED,
+    SECRETS,
+    SWITCH_MARKS,
+    SWITCHES,
+    TARGET_SECRET,
+    VERSIONED,
+    default_of,
+    defaults,
+)
 from queues.contract_schema import problems as schema_problems
 from queues.contract_schema import template_problems
+from queues.contract_words import promise_sentence, span, tier_sentence
 from queues.key_template import KeyTemplateError, key_from_template, parse, paths, volatile
 
 __all__ = [
@@ -34,6 +47,7 @@ __all__ = [
     "next_delays",
     "promise_sentence",
     "queue_of",
+    "tier_sentence",
 ]
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -42,6 +56,9 @@ _ENV: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _OUR_SECRETS: Final = frozenset({"SECRET_KEY", "ENCRYPTION_KEYS", "DATABASE_URL", "BROKER_URL", "METRICS_TOKEN"})
 _CONTROL_OR_SPACE: Final = re.compile(r"[\x00-\x20\x7f\\]")
 _LONGEST_LIST: Final = 100
+_DAY: Final = 86400
+# Beyond a century the time before which rows are removed would leave what PostgreSQL can compute with.
+_LONGEST_KEEP_DAYS: Final = 36_500
 
 
 @dataclass(frozen=True)
@@ -80,19 +97,22 @@ def check(
 ) -> Findings:
     """Check a contract; what it does not name has its default.
 
-    `previous` is the contract that it replaces. `live_queues` are those that workers serve now, if that is known.
+    A secret is named with whether one is stored. `previous` is the contract that this one replaces. `live_queues` are
+    those that workers serve now, if that is known.
     `strict` is for files under review: retries without a required key are an error there.
     """
     notes = _Notes()
-    for name in fields.keys() - FIELDS.keys() - {"target_secret"}:
+    for name in sorted(fields.keys() - FIELDS.keys() - set(SECRETS)):
         notes.error(name, "There is no such field.")
-    values = {**defaults(), **{name: value for name, value in fields.items() if name in FIELDS}}
+    for name in sorted(fields.keys() & SWITCH_MARKS):
+        notes.error(name, "Kept by the switch itself: it cannot be given. Pause or disable the type instead.")
+    values = {**defaults(), **{name: fields[name] for name in fields if name in FIELDS and name not in SWITCH_MARKS}}
     for name, value in values.items():
         _check_value(name, value, notes)
     # The rules across fields may rely on the types once every single field is sound.
     if not notes.errors:
-        values["target_secret"] = fields.get("target_secret")
-        for rule in (_check_success, _check_times, _check_key, _check_retry, _check_lists, _check_target, _check_urls):
+        values |= {name: fields.get(name) for name in SECRETS}
+        for rule in _RULES:
             rule(values, notes)
         for text in schema_problems(values["schema"]):
             notes.error("schema", text)
@@ -147,31 +167,81 @@ def _shape_of(kind: models.Field[Any, Any]) -> str:
 
 
 def _check_success(values: Mapping[str, Any], notes: _Notes) -> None:
-    if values["success"] in ("callback", "check"):
-        notes.error(
-            "success",
-            f"Not enforced yet: this release cannot confirm by {values['success']}. Use reference (the handler returns "
-            "what the outside world gave) or return (shown as unverified).",
+    success, python = values["success"], values["handler"] == "python"
+    if success == "callback" and python and not _has(values, CALLBACK_SECRET):
+        notes.warn(
+            "No provider can call back: there is no callback secret. Set one here or in callback_secret_env; without "
+            "it only an API key with jobs:confirm can confirm these jobs."
         )
-    if values["on_unconfirmed"] == "check_again":
-        notes.error("on_unconfirmed", "Not enforced yet: this release has no checks. Use dead or retry.")
+    wanted_by = [f"{name} = {word}" for name, word in _USES_CHECK.items() if values[name] == word]
+    if wanted_by and not values["check_url"]:
+        if python:
+            notes.warn(
+                f"{' and '.join(wanted_by)}: a @check function must be registered in the workers, since no check_url "
+                "is set."
+            )
+        else:
+            notes.error(
+                "check_url",
+                f"{' and '.join(wanted_by)}: an HTTP handler needs the address that is asked for the outcome. "
+                "Example: https://shop.example/jobs/outcome",
+            )
+
+
+def _check_deadline(values: Mapping[str, Any], notes: _Notes) -> None:
+    """Check the times that wait for a proof."""
+    if any(values[name] == word for name, word in _USES_CHECK.items()) and values["check_every_seconds"] < 1:
+        notes.error("check_every_seconds", "At least 1 second between two checks.")
+    if values["success"] not in ("callback", "check"):
+        return
+    within = values["confirm_within_seconds"]
+    if within < 1:
+        notes.error("confirm_within_seconds", "The proof needs some time: at least 1 second.")
+    elif within > values["max_age_seconds"]:
+        notes.error(
+            "confirm_within_seconds",
+            f"The proof may take {span(within)}, but every job ends after {span(values['max_age_seconds'])} "
+            "(max_age_seconds). Make it shorter, or the max age longer.",
+        )
+    elif within > values["window_seconds"]:
+        notes.warn(
+            f"The proof may take {span(within)}, longer than the promised {span(values['window_seconds'])}: a job "
+            "can be late before its proof is overdue."
+        )
 
 
 def _check_times(values: Mapping[str, Any], notes: _Notes) -> None:
     if values["window_seconds"] > values["max_age_seconds"]:
         notes.error(
             "window_seconds",
-            f"The promise ({_span(values['window_seconds'])}) is longer than the max age "
-            f"({_span(values['max_age_seconds'])}): a job would expire before it is late.",
+            f"The promise ({span(values['window_seconds'])}) is longer than the max age "
+            f"({span(values['max_age_seconds'])}): a job would expire before it is late.",
         )
     soft, hard = values["soft_limit_seconds"], values["hard_limit_seconds"]
     if soft and hard and hard <= soft:
         notes.error("hard_limit_seconds", f"The hard limit must be above the soft limit ({soft} s), or 0 for none.")
-    if 0 < values["dedupe_window_seconds"] < values["provider_key_ttl_seconds"]:
+    # A request to a target ends by itself after some seconds.
+    if not hard and values["handler"] == "python":
+        notes.warn("There is no hard limit: a body that hangs holds its job for ever. Set hard_limit_seconds.")
+
+
+def _check_keeping(values: Mapping[str, Any], notes: _Notes) -> None:
+    """Check how long keys and rows are held: a key never outlives its row."""
+    for name in ("keep_confirmed_days", "keep_other_days"):
+        if not 1 <= values[name] <= _LONGEST_KEEP_DAYS:
+            notes.error(name, f"1 to {_LONGEST_KEEP_DAYS} days.")
+    window, days = values["dedupe_window_seconds"], min(values["keep_confirmed_days"], values["keep_other_days"])
+    if window > days * _DAY:
+        notes.error(
+            "dedupe_window_seconds",
+            f"The key would be held for {span(window)}, but its job may be removed after {span(days * _DAY)} "
+            "(keep_confirmed_days, keep_other_days), and the key with it. Keep jobs longer, or write 0: as long as the "
+            "job is kept.",
+        )
+    if 0 < window < values["provider_key_ttl_seconds"]:
         notes.warn(
             "The dedupe window is shorter than the provider keeps an idempotency key: after "
-            f"{_span(values['dedupe_window_seconds'])} a new action may reuse a key that the provider still knows and "
-            "swallow it."
+            f"{span(window)} a new action may reuse a key that the provider still knows and swallow it."
         )
 
 
@@ -232,18 +302,28 @@ def _check_list(name: str, values: Mapping[str, Any], notes: _Notes, *, pattern:
 
 
 def _check_target(values: Mapping[str, Any], notes: _Notes) -> None:
+    signed = _has(values, TARGET_SECRET)
     if values["handler"] == "http":
         if not values["target_url"]:
             notes.error("target_url", "An HTTP handler needs the address that gets the work.")
-        elif not values["target_secret_env"] and not values["target_secret"]:
+        elif not signed:
             notes.warn("There is no secret to sign requests with: every attempt will fail until one is set.")
     elif values["target_url"]:
         notes.warn("The target address is not used: the handler is a Python function.")
+    if values["check_url"] and not signed:
+        notes.warn(
+            "There is no secret to sign checks with: the check address is asked with the target's secret, and every "
+            "check will fail until one is set."
+        )
     for name in ("target_secret_env", "callback_secret_env"):
         if values[name] and not _ENV.match(values[name]):
             notes.error(name, "Must be the name of an environment variable. Example: SHOP_SECRET")
         elif values[name] in _OUR_SECRETS:
             notes.error(name, "This variable holds a secret of Jobsboard itself; give the target one of its own.")
+
+
+def _has(values: Mapping[str, Any], secret: str) -> bool:
+    return bool(values[secret] or values[f"{secret}_env"])
 
 
 def _check_urls(values: Mapping[str, Any], notes: _Notes) -> None:
@@ -253,6 +333,8 @@ def _check_urls(values: Mapping[str, Any], notes: _Notes) -> None:
             notes.error(name, problem)
     if values["target_url"].startswith("http://"):
         notes.warn("The target address is not encrypted (http): payloads can be read on the way.")
+    if values["check_url"].startswith("http://"):
+        notes.warn("The check address is not encrypted (http): answers can be forged on the way.")
 
 
 def _url_problem(url: str) -> str:
@@ -270,6 +352,13 @@ def _url_problem(url: str) -> str:
     if parts.username is not None or parts.password is not None:
         return "Must not hold a user name or password; use the secret, which is not shown."
     return ""
+
+
+_USES_CHECK: Final = {"success": "check", "on_unconfirmed": "check_again"}
+_RULES: Final = (
+    _check_success, _check_deadline, _check_times, _check_keeping, _check_key, _check_retry, _check_lists,
+    _check_target, _check_urls,
+)  # fmt: skip
 
 
 def _check_against(
@@ -298,51 +387,6 @@ def queue_of(fields: Mapping[str, Any]) -> str:
     """Name the Celery queue of a contract: the tier's own, or one pool inside it."""
     tier = f"tier{fields['tier']}"
     return f"{tier}.{fields['pool']}" if fields["pool"] else tier
-
-
-_PROOF: Final = {
-    "reference": "Done means that the handler returned the reference that the outside world gave",
-    "return": "Done means only that the handler returned; it is shown as unverified",
-    "callback": "Done means that the provider called back",
-    "check": "Done means that a check found the outcome in the outside world",
-}
-
-
-def promise_sentence(fields: Mapping[str, Any], *, tier_ratio: float | None = None) -> str:
-    """Say in plain words what this contract promises."""
-    ratio = fields["target_ratio"] if fields["target_ratio"] is not None else tier_ratio
-    share = f"{ratio * 100:.4g}% of jobs" if ratio is not None else "Jobs"
-    attempts = fields["max_attempts"]
-    tries = "one attempt" if attempts == 1 else f"up to {attempts} attempts"
-    stale = "expires" if fields["on_stale"] == "expire" else "becomes a dead letter"
-    return (
-        f"{share} are confirmed within {_span(fields['window_seconds'])} of being ready. {_PROOF[fields['success']]}. "
-        f"A job gets {tries}; not settled after {_span(fields['max_age_seconds'])} it {stale}. {_key_words(fields)}"
-    )
-
-
-def _key_words(fields: Mapping[str, Any]) -> str:
-    for_long = (
-        f"for {_span(fields['dedupe_window_seconds'])}"
-        if fields["dedupe_window_seconds"]
-        else "as long as its job is kept"
-    )
-    if fields["key_required"]:
-        return f"Each job has a key, and one key is accepted once, {for_long}."
-    if fields["key_template"]:
-        return f"A job's key comes from its payload, and one key is accepted once, {for_long}."
-    return "A job sent without a key is accepted each time that it is sent."
-
-
-_UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
-
-
-def _span(seconds: int) -> str:
-    """Write a length of time in the largest unit that fits it exactly: 90 seconds, 7 days."""
-    for size, word in _UNITS:
-        if seconds and seconds % size == 0:
-            return f"{seconds // size} {word}{'' if seconds == size else 's'}"
-    return "0 seconds"
 
 
 def next_delays(fields: Mapping[str, Any], n: int = 10) -> list[tuple[float, float]]:

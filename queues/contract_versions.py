@@ -1,10 +1,12 @@
-"""New versions of contracts: save, restore, compare; switches and deletion. Each writes its audit entry with it.
+"""New versions of contracts: save, restore, compare; secrets and deletion. Each writes its audit entry with it.
 
-What a contract may say is decided by `contract_rules`; reading contracts at run time is `contracts`'.
+What a contract may say is decided by `contract_rules`; reading contracts at run time is `contracts`', switching them
+off and on `contract_switches`'.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -12,14 +14,26 @@ from typing import Any, Final, NamedTuple
 from django.db import IntegrityError, models, transaction
 from django.db.models.functions import Now
 
-from queues import audit, contract_rules, contracts, secrets_box
-from queues.contract_fields import CURRENT, FIELDS, SWITCHES, VERSIONED, default_of, defaults
+from queues import audit, contract_rules, secrets_box
+from queues.contract_fields import (
+    CALLBACK_SECRET,
+    CURRENT,
+    FIELDS,
+    SECRETS,
+    SWITCH_MARKS,
+    SWITCHES,
+    VERSIONED,
+    default_of,
+    defaults,
+)
 from queues.contract_rules import Findings
-from queues.models import BoardVersion, ContractRevision, Job, JobType, StateCount, Tier
+from queues.contract_switches import HOLDS, changed, database_now
+from queues.models import ContractRevision, Job, JobType, StateCount, Tier
 
 Diff = dict[str, list[Any]]
 
-SECRET: Final = "target_secret"  # noqa: S105 (the name of a field)
+OLD_SECRET_FOR: Final = dt.timedelta(hours=24)
+"""How long the callback secret before a change is still taken."""
 TIER_FIELDS: Final = ("name", "target_ratio", "retry_budget", "backlog_limit")
 
 
@@ -69,7 +83,8 @@ def save(
 ) -> Saved:
     """Save a contract as a new version, or do nothing where nothing changed. Fields left out stay as they are.
 
-    `target_secret` is text to be sealed, or None to remove it. Switches count for a new type only.
+    `target_secret` and `callback_secret` are text to be sealed, or None to remove it; the callback secret before a
+    change is taken for another day. Switches count for a new type only.
     Raises: ContractInvalid, ContractChanged, ValidationError (the name), ImproperlyConfigured (a secret without
         ENCRYPTION_KEYS).
     """
@@ -91,10 +106,14 @@ def _create(
 ) -> Saved | JobType:
     """Insert a type; where another transaction was first, return its row, locked."""
     values = {**defaults(), **_plain(fields)}
-    _refuse_if_invalid({**values, SECRET: bool(fields.get(SECRET))}, previous=None)
-    switches = {key: fields[key] for key in ("enabled", "paused", "paused_reason") if key in fields}
+    _refuse_if_invalid({**values, **{key: bool(fields.get(key)) for key in SECRETS}}, previous=None)
+    switches = {key: fields[key] for key in FIELDS if key in fields and key in SWITCHES - SWITCH_MARKS}
     columns = {_column(key): value for key, value in values.items()}
-    row = JobType(name=name, **columns, **switches, target_secret=_sealed(fields.get(SECRET)))
+    sealed = {key: _sealed(fields.get(key)) for key in SECRETS}
+    row = JobType(name=name, **columns, **sealed, **switches)
+    for hold in HOLDS:
+        if getattr(row, hold.switch) == hold.value:
+            hold.write(row, reason=getattr(row, f"{hold.prefix}_reason") or reason, by=actor, until=None)
     row.clean_fields(exclude=["tier"])
     try:
         with transaction.atomic():
@@ -102,8 +121,7 @@ def _create(
     except IntegrityError:
         return JobType.objects.select_for_update().get(pk=name)
     diff: Diff = {key: [None, value] for key, value in values.items() if not _same(value, default_of(key))}
-    if fields.get(SECRET):
-        diff[SECRET] = ["not set", "set"]
+    diff |= {key: ["not set", "set"] for key in SECRETS if fields.get(key)}
     _revise(row, diff, actor=actor, reason=reason)
     audit.record(
         "contract.created",
@@ -121,19 +139,21 @@ def _create(
 def _change(row: JobType, fields: Mapping[str, Any], *, actor: str, reason: str, source: str, request_id: str) -> Saved:
     before = fields_of(row)
     after = {**before, **_plain(fields)}
-    secret = fields.get(SECRET, row.target_secret)
-    _refuse_if_invalid({**after, SECRET: bool(secret)}, previous=before)
+    stored = {key: bool(fields.get(key, getattr(row, key))) for key in SECRETS}
+    _refuse_if_invalid({**after, **stored}, previous=before)
     diff = differences(before, after)
-    if SECRET in fields and (fields[SECRET] or row.target_secret):
-        diff[SECRET] = ["set" if row.target_secret else "not set", "changed" if fields[SECRET] else "removed"]
-        row.target_secret = _sealed(fields[SECRET])
+    for key in diff:
+        setattr(row, _column(key), after[key])
+    columns = {*diff, "version"}
+    for key in SECRETS:
+        if key in fields and (fields[key] or getattr(row, key)):
+            diff[key] = ["set" if getattr(row, key) else "not set", "changed" if fields[key] else "removed"]
+            columns |= _write_secret(row, key, fields[key])
     if not diff:
         return Saved(row, None, diff)
-    for key in diff.keys() - {SECRET}:
-        setattr(row, _column(key), after[key])
     row.version += 1
     row.clean_fields(exclude=["tier"])
-    row.save(update_fields=[*diff, "version"])
+    row.save(update_fields=columns)
     _revise(row, diff, actor=actor, reason=reason)
     audit.record(
         "contract.changed",
@@ -149,6 +169,19 @@ def _change(row: JobType, fields: Mapping[str, Any], *, actor: str, reason: str,
     return Saved(row, row.version, diff)
 
 
+def _write_secret(row: JobType, name: str, text: str | None) -> set[str]:
+    """Put a secret into a row, unsaved; return the columns that changed."""
+    old = getattr(row, name)
+    setattr(row, name, _sealed(text))
+    if name != CALLBACK_SECRET:
+        return {name}
+    # A provider changes over when its people find the time: until then both are taken. Who removes one wants it gone.
+    keep = bool(old and text)
+    row.callback_secret_old = old if keep else None
+    row.callback_secret_old_until = database_now() + OLD_SECRET_FOR if keep else None
+    return {name, "callback_secret_old", "callback_secret_old_until"}
+
+
 def _revise(row: JobType, diff: Diff, *, actor: str, reason: str) -> None:
     ContractRevision.objects.create(
         job_type=row,
@@ -159,49 +192,7 @@ def _revise(row: JobType, diff: Diff, *, actor: str, reason: str) -> None:
         reason=reason[:1000],
     )
     JobType.objects.filter(pk=row.pk).update(changed_at=Now())
-    _seen()
-
-
-def set_switch(
-    name: str,
-    *,
-    actor: str,
-    reason: str,
-    enabled: bool | None = None,
-    paused: bool | None = None,
-    source: str = "admin",
-    request_id: str = "",
-) -> JobType:
-    """Enable, disable, pause or resume a type: at once, for waiting jobs too, without a new version.
-
-    Raises: JobType.DoesNotExist.
-    """
-    with transaction.atomic():
-        row = JobType.objects.select_for_update().get(pk=name)
-        for switch, value, word in (
-            ("enabled", enabled, "contract.enabled" if enabled else "contract.disabled"),
-            ("paused", paused, "contract.paused" if paused else "contract.resumed"),
-        ):
-            old = getattr(row, switch)
-            if value is None or value == old:
-                continue
-            setattr(row, switch, value)
-            if switch == "paused":
-                row.paused_reason = reason[:1000] if value else ""
-            audit.record(
-                word,
-                actor=actor,
-                object_type="job_type",
-                object_id=name,
-                before={switch: old},
-                after={switch: value},
-                reason=reason,
-                source=source,
-                request_id=request_id,
-            )
-        row.save(update_fields=["enabled", "paused", "paused_reason"])
-        _seen()
-    return row
+    changed()
 
 
 def restore(name: str, version: int, *, actor: str, reason: str, source: str = "admin", request_id: str = "") -> Saved:
@@ -264,7 +255,7 @@ def delete(name: str, *, actor: str, reason: str, source: str = "admin", request
             request_id=request_id,
         )
         row.delete()
-        _seen()
+        changed()
 
 
 def save_tier(
@@ -275,31 +266,25 @@ def save_tier(
         row = Tier.objects.select_for_update().get(pk=number)
         before = {key: getattr(row, key) for key in TIER_FIELDS}
         after = {**before, **{key: fields[key] for key in TIER_FIELDS if key in fields}}
-        changed = [key for key in TIER_FIELDS if before[key] != after[key]]
-        for key in changed:
+        differing = [key for key in TIER_FIELDS if before[key] != after[key]]
+        for key in differing:
             setattr(row, key, after[key])
         row.full_clean()
-        if changed:
-            row.save(update_fields=changed)
+        if differing:
+            row.save(update_fields=differing)
             audit.record(
                 "tier.changed",
                 actor=actor,
                 object_type="tier",
                 object_id=number,
-                before={key: before[key] for key in changed},
-                after={key: after[key] for key in changed},
+                before={key: before[key] for key in differing},
+                after={key: after[key] for key in differing},
                 reason=reason,
                 source=source,
                 request_id=request_id,
             )
-            _seen()
+            changed()
     return row
-
-
-def _seen() -> None:
-    """Let open pages and this process see the change at once."""
-    BoardVersion.objects.update(n=models.F("n") + 1, at=Now())
-    transaction.on_commit(contracts.forget)
 
 
 def _refuse_if_invalid(values: Mapping[str, Any], *, previous: Mapping[str, Any] | None) -> None:
@@ -310,7 +295,7 @@ def _refuse_if_invalid(values: Mapping[str, Any], *, previous: Mapping[str, Any]
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what a version holds; unknown names are kept too, for the rules to refuse."""
-    return {key: value for key, value in fields.items() if key not in SWITCHES and key != SECRET}
+    return {key: value for key, value in fields.items() if key not in SWITCHES and key not in SECRETS}
 
 
 def _sealed(secret: str | None) -> bytes | None:

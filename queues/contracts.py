@@ -3,6 +3,7 @@
 Rules and new versions are in `contract_rules` and `contract_versions`; nothing here writes.
 """
 
+import datetime as dt
 import threading
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ MISS_SECONDS: Final = 0.2
 CURRENT_FIELDS: Final = frozenset(
     {
         "enabled", "paused", "tier", "pool", "handler", "target_url", "target_secret_env", "target_secret",
+        "callback_secret_env", "callback_secret", "callback_secret_old", "callback_secret_old_until", "check_url",
         "lease_seconds", "soft_limit_seconds", "hard_limit_seconds", "redact", "dependency",
     }
 )  # fmt: skip
@@ -37,7 +39,14 @@ class Contract:
     target_url: str
     target_secret_env: str
     target_secret: bytes | None
+    callback_secret_env: str
+    callback_secret: bytes | None
+    callback_secret_old: bytes | None
+    callback_secret_old_until: dt.datetime | None
     success: str
+    check_url: str
+    check_every_seconds: int
+    confirm_within_seconds: int
     on_unconfirmed: str
     window_seconds: int
     max_age_seconds: int
@@ -83,8 +92,9 @@ def _build(values: Mapping[str, Any]) -> Contract:
     known = {name: values[name] for name in (*_COLUMNS, "tier")}
     known["never_retry"] = tuple(known["never_retry"])
     known["redact"] = tuple(known["redact"])
-    if known["target_secret"] is not None:
-        known["target_secret"] = bytes(known["target_secret"])
+    for name in ("target_secret", "callback_secret", "callback_secret_old"):
+        if known[name] is not None:
+            known[name] = bytes(known[name])
     return Contract(**known)
 
 

@@ -1,9 +1,10 @@
-"""The HTTP handler: a job becomes one signed request to the team's own service, and its answer decides.
+"""The HTTP handler and the HTTP check: one signed request to the team's own service, and its answer decides.
 
 Not here: the connection and what it may reach (`outbound`); retries and states (`lifecycle`).
 
 Signing follows Standard Webhooks. A secret written as `whsec_<base64>` is used as that library says. Any other
 text is taken as it stands, as bytes: a receiver's library then needs `whsec_` + base64 of that text.
+A check has no body: what is signed in its place is path and query of the request, as they stand in the request line.
 """
 
 from __future__ import annotations
@@ -18,19 +19,23 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import urldefrag, urlencode, urlsplit
 
 from django.conf import settings
 from standardwebhooks import Webhook
 
 from queues import outbound, secrets_box
 from queues.callback_tokens import callback_token
-from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, PermanentError, RetryLater
+from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, PermanentError, Rejected, RetryLater
+from queues.redaction import redact_text
 
 LONGEST_WAIT: Final = 3600.0
 """A Retry-After beyond an hour counts as an hour."""
+CHECK_SECONDS: Final = 5.0
+"""From the name to the last byte of a check: it is asked often, and jobs wait for it."""
 _SNIPPET: Final = 1024
 _LONGEST_REF: Final = 1000
+_LONGEST_DETAIL: Final = 2000
 _PERMANENT: Final = frozenset({400, 410, 422})
 _WHSEC: Final = "whsec_"
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
@@ -47,12 +52,27 @@ class Target(Protocol):
     def target_secret(self) -> bytes | None: ...
 
 
+class CheckTarget(Protocol):
+    """The part of a contract that says whom to ask."""
+
+    @property
+    def check_url(self) -> str: ...
+    @property
+    def target_secret_env(self) -> str: ...
+    @property
+    def target_secret(self) -> bytes | None: ...
+
+
 class TargetFailed(Exception):
     """The service answered that it could not do the work now; a retry may help."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class CheckFailed(Exception):
+    """The check could not answer; nothing is known of the outcome."""
 
 
 class SecretMissing(Exception):
@@ -73,7 +93,47 @@ def deliver(job: JobContext, contract: Target) -> Confirmed | AwaitingConfirmati
     return _outcome(answer, host=urlsplit(contract.target_url).hostname or "")
 
 
-def _secret(contract: Target) -> str:
+def ask(job: JobContext, contract: CheckTarget) -> Confirmed | Rejected | None:
+    """Ask the contract's check_url whether the outcome is true already; None says that it is not so far.
+
+    Raises: CheckFailed for every answer but 200 with an outcome that it knows, and for none within CHECK_SECONDS.
+    """
+    url = _check_address(job, contract.check_url)
+    host = urlsplit(url).hostname or ""
+    try:
+        headers = _check_headers(job, signing_key(_secret(contract)), target=outbound.request_target(url))
+        answer = outbound.get(url, headers=headers, seconds=CHECK_SECONDS)
+    except (outbound.OutboundError, SecretMissing) as error:
+        raise CheckFailed(str(error)) from error
+    if answer.status != 200:
+        snippet = _snippet(answer.body)
+        raise CheckFailed(f"{host} answered {answer.status}" + (f": {snippet}" if snippet else ""))
+    return _verdict(_json_object(answer.body), host=host, known=job.reference)
+
+
+def _check_address(job: JobContext, url: str) -> str:
+    """Add what names the job to whatever query the address has."""
+    named = {"job_id": str(job.id), "type": job.type, "idempotency_key": job.idempotency_key}
+    if job.reference:
+        named["ref"] = job.reference
+    plain = urldefrag(url).url
+    return f"{plain}{'&' if '?' in plain else '?'}{urlencode(named)}"
+
+
+def _verdict(said: Mapping[str, Any], *, host: str, known: str | None) -> Confirmed | Rejected | None:
+    outcome = said.get("outcome")
+    if outcome == "unknown":
+        return None
+    if outcome == "confirmed":
+        return Confirmed(_reference(said.get("ref")) or known or "confirmed by check")
+    if outcome == "rejected":
+        detail = said.get("detail")
+        text = _printable(detail) if isinstance(detail, str) else ""
+        return Rejected(redact_text(text)[:_LONGEST_DETAIL] or f"{host} says that the work was rejected")
+    raise CheckFailed(f'{host} answered 200 without {{"outcome": "confirmed", "rejected" or "unknown"}}')
+
+
+def _secret(contract: Target | CheckTarget) -> str:
     name = contract.target_secret_env
     if name:
         value = os.environ.get(name, "").strip()
@@ -104,19 +164,30 @@ def signing_key(secret: str) -> bytes:
 
 
 def _headers(job: JobContext, key: bytes, *, body: str) -> dict[str, str]:
+    return {
+        "Content-Type": "application/json",
+        **_signed(job, key, content=body),
+        "Jobsboard-Callback-Url": f"{settings.PUBLIC_URL}/api/v1/callbacks/jobs/{callback_token(job.id, job.run)}",
+    }
+
+
+def _check_headers(job: JobContext, key: bytes, *, target: str) -> dict[str, str]:
+    # A cache between would go on saying "unknown" after the outcome came true.
+    return {"Accept": "application/json", "Cache-Control": "no-store", **_signed(job, key, content=target)}
+
+
+def _signed(job: JobContext, key: bytes, *, content: str) -> dict[str, str]:
     # The library replaces the zone without converting: only UTC gives the right signature.
     now = dt.datetime.now(tz=dt.UTC)
     job_id = str(job.id)
     headers = {
-        "Content-Type": "application/json",
         "webhook-id": job_id,
         "webhook-timestamp": str(math.floor(now.timestamp())),
-        "webhook-signature": Webhook(key).sign(job_id, now, body),
+        "webhook-signature": Webhook(key).sign(job_id, now, content),
         "Idempotency-Key": job.idempotency_key,
         "Jobsboard-Job-Id": job_id,
         "Jobsboard-Job-Type": job.type,
         "Jobsboard-Attempt": str(job.attempt),
-        "Jobsboard-Callback-Url": f"{settings.PUBLIC_URL}/api/v1/callbacks/jobs/{callback_token(job.id, job.run)}",
     }
     if job.probe:
         # Left out otherwise: many receivers only look whether a header is there.
@@ -153,7 +224,10 @@ def _refused(answer: outbound.Answer, *, host: str) -> NoReturn:
 
 def _snippet(body: bytes) -> str:
     """Return the start of an answer for people, with control characters written out."""
-    text = body[:_SNIPPET].decode("utf-8", "replace").strip()
+    return _printable(body[:_SNIPPET].decode("utf-8", "replace").strip())
+
+
+def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

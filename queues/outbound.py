@@ -83,13 +83,39 @@ def post(url: str, *, body: bytes, headers: Mapping[str, str], seconds: float = 
     Units: seconds for everything from the name to the last byte.
     Raises: TargetRefused, TargetUnreachable, TargetTimeout.
     """
+    return _send("POST", url, body=body, headers=headers, seconds=seconds)
+
+
+def get(url: str, *, headers: Mapping[str, str], seconds: float = TOTAL_SECONDS) -> Answer:
+    """Send one GET and read its answer, under the rules of `post`.
+
+    Units: seconds for everything from the name to the last byte.
+    Raises: TargetRefused, TargetUnreachable, TargetTimeout.
+    """
+    return _send("GET", url, body=None, headers=headers, seconds=seconds)
+
+
+def request_target(url: str) -> str:
+    """Return path and query of an address as they will stand in the request line, for a signature over them.
+
+    Raises: TargetRefused.
+    """
+    _split(url)
+    try:
+        target: str = requests.Request("GET", url).prepare().path_url
+    except (requests.RequestException, ValueError):
+        raise TargetRefused("The request cannot be made from this address.") from None
+    return target
+
+
+def _send(method: str, url: str, *, body: bytes | None, headers: Mapping[str, str], seconds: float) -> Answer:
     host, port = _split(url)
     clock = _Deadline(seconds)
     addresses = checked_addresses(host, port, seconds=min(CONNECT_SECONDS, seconds))
     failure: OutboundError = TargetUnreachable(f"{host} has no address.")
     for address in addresses:
         try:
-            return _attempt(url, address, clock, body=body, headers=headers)
+            return _attempt(method, url, address, clock, body=body, headers=headers)
         except OutboundError as error:
             failure = error
             if error.may_have_arrived or clock.remaining <= 0:
@@ -294,11 +320,14 @@ def _session(address: Address, *, clock: _Deadline) -> Iterator[Any]:
         yield session
 
 
-def _attempt(url: str, address: Address, clock: _Deadline, *, body: bytes, headers: Mapping[str, str]) -> Answer:
+def _attempt(
+    method: str, url: str, address: Address, clock: _Deadline, *, body: bytes | None, headers: Mapping[str, str]
+) -> Answer:
     remaining = max(clock.remaining, 0.001)
     try:
         with _session(address, clock=clock) as session:
-            response = session.post(
+            response = session.request(
+                method,
                 url,
                 data=body,
                 headers={**headers, "Accept-Encoding": "identity", "Connection": "close"},

@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from django.db import connection
 
@@ -13,17 +13,20 @@ GONE_SECONDS: Final = 15
 SCHEDULER_GONE_SECONDS: Final = 5
 
 _REPORT: Final = """
-INSERT INTO queues_workerprocess AS w (id, kind, hostname, pid, queues, slots, busy, memory_bytes, started_at, seen_at)
-VALUES (%s, %s, %s, %s, to_jsonb(%s::text[]), %s, %s, %s, jobs_clock(), jobs_clock())
+INSERT INTO queues_workerprocess AS w (id, kind, hostname, pid, queues, slots, busy, memory_bytes, trouble, started_at,
+  seen_at)
+VALUES (%s, %s, %s, %s, to_jsonb(%s::text[]), %s, %s, %s, %s, jobs_clock(), jobs_clock())
 ON CONFLICT (id) DO UPDATE SET seen_at = jobs_clock(), busy = excluded.busy, slots = excluded.slots,
-  queues = excluded.queues, memory_bytes = excluded.memory_bytes
+  queues = excluded.queues, memory_bytes = excluded.memory_bytes, trouble = excluded.trouble
 """
 _SLOTS: Final = """
 SELECT q, sum(slots) FROM queues_workerprocess, jsonb_array_elements_text(queues) AS q
 WHERE kind = 'worker' AND seen_at > jobs_now() - make_interval(secs => %s) GROUP BY q
 """
-
-
+_TROUBLE: Final = """
+SELECT id, trouble FROM queues_workerprocess
+WHERE trouble <> '' AND seen_at > jobs_now() - make_interval(secs => %s) ORDER BY id
+"""
 _SCHEDULERS: Final = """
 SELECT id, hostname, pid FROM queues_workerprocess
 WHERE kind = 'scheduler' AND seen_at > jobs_now() - make_interval(secs => %s) ORDER BY started_at, id
@@ -53,13 +56,22 @@ def is_first_scheduler() -> bool:
 
 
 def report(
-    process_id: str, *, kind: str, hostname: str, pid: int, queues: Sequence[str] = (), slots: int = 0, busy: int = 0
+    process_id: str,
+    *,
+    kind: str,
+    hostname: str,
+    pid: int,
+    queues: Sequence[str] = (),
+    slots: int = 0,
+    busy: int = 0,
+    trouble: str = "",
 ) -> None:
-    """Say that a process lives, and how busy it is."""
+    """Say that a process lives, how busy it is, and what is wrong with it."""
+    values: list[Any] = [
+        process_id[:200], kind, hostname[:100], pid, list(queues), slots, busy, _family_memory(pid), trouble[:500],
+    ]  # fmt: skip
     with connection.cursor() as cursor:
-        cursor.execute(
-            _REPORT, [process_id[:200], kind, hostname[:100], pid, list(queues), slots, busy, _family_memory(pid)]
-        )
+        cursor.execute(_REPORT, values)
 
 
 def sign_off(process_id: str) -> None:
@@ -72,6 +84,13 @@ def slots_by_queue() -> Mapping[str, int]:
     with connection.cursor() as cursor:
         cursor.execute(_SLOTS, [GONE_SECONDS])
         return {queue: int(slots) for queue, slots in cursor.fetchall()}
+
+
+def in_trouble() -> Mapping[str, str]:
+    """Return what is wrong with live processes, by their id; those without trouble are not in it."""
+    with connection.cursor() as cursor:
+        cursor.execute(_TROUBLE, [GONE_SECONDS])
+        return dict(cursor.fetchall())
 
 
 def forget_gone(*, after_seconds: int = 3600) -> int:

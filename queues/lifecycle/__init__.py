@@ -4,14 +4,32 @@ Nobody else writes `queues_job` or `queues_dedupekey`; `tests/test_architecture.
 """
 
 from queues.lifecycle.accept import Accepted, Holder, NewJob, count_duplicates, holders, insert, let_go
-from queues.lifecycle.claim import Due, Run, claim, claimed_by, heartbeat, holding, stageable
-from queues.lifecycle.resolve import Cancelled, cancel, close_dead_letters, replay
+from queues.lifecycle.check import CheckEnd, DueCheck, claim_checks, due_checks, finish_checks
+from queues.lifecycle.claim import (
+    Due,
+    Run,
+    RunInfo,
+    cancelled,
+    claim,
+    claimed_by,
+    heartbeat,
+    holding,
+    runs,
+    stageable,
+)
+from queues.lifecycle.confirm import Applied, Proof, Proven, confirm
+from queues.lifecycle.prune import STAY_MOST, Look, Swap, prunable_days, prune_callbacks, prune_day, swap_day
+from queues.lifecycle.resolve import Cancelled, cancel, close_dead_letters, replay, retry_now
 from queues.lifecycle.rollup import fold, touch_board
-from queues.lifecycle.settle import End, Verdict, settle
-from queues.lifecycle.sweep import expire, lost, rescue, stale
+from queues.lifecycle.settle import End, Verdict, count_superseded, settle
+from queues.lifecycle.steps import find_step, keep_step, set_progress
+from queues.lifecycle.sweep import expire, give_up_waiting, lost, overdue, rescue, stale
 
 __all__ = [
-    "Accepted", "Cancelled", "Due", "End", "Holder", "NewJob", "Run", "Verdict", "cancel", "claim", "claimed_by",
-    "close_dead_letters", "count_duplicates", "expire", "fold", "heartbeat", "holders", "holding", "insert", "let_go",
-    "lost", "replay", "rescue", "settle", "stageable", "stale", "touch_board",
+    "STAY_MOST", "Accepted", "Applied", "Cancelled", "CheckEnd", "Due", "DueCheck", "End", "Holder", "Look", "NewJob",
+    "Proof", "Proven", "Run", "RunInfo", "Swap", "Verdict", "cancel", "cancelled", "claim", "claim_checks",
+    "claimed_by", "close_dead_letters", "confirm", "count_duplicates", "count_superseded", "due_checks", "expire",
+    "find_step", "finish_checks", "fold", "give_up_waiting", "heartbeat", "holders", "holding", "insert", "keep_step",
+    "let_go", "lost", "overdue", "prunable_days", "prune_callbacks", "prune_day", "replay", "rescue", "retry_now",
+    "runs", "set_progress", "settle", "stageable", "stale", "swap_day", "touch_board",
 ]  # fmt: skip

@@ -31,6 +31,9 @@ class Run:
     probe: bool
     trace: str | None
     lease_seconds: int
+    root: UUID
+    reference: str | None
+    checks: int
 
 
 # Locked in id order; a row that somebody else has locked is somebody else's, the stage comes again for it.
@@ -46,7 +49,8 @@ WITH hit AS MATERIALIZED (
     due_at = jobs_clock() + make_interval(secs => h.lease_seconds)
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.fence, j.type, j.contract_version, j.attempt, j.begun, j.payload::text, j.idempotency_key,
-    j."group", j.accepted_at, j.expires_at, j.failures, j.probe, j.trace, h.lease_seconds, h.was, j.tier, j.started_at
+    j."group", j.accepted_at, j.expires_at, j.failures, j.probe, j.trace, h.lease_seconds, h.was, j.tier, j.started_at,
+    j.root, j.reference, j.checks
 ), counted AS ({
     delta(
         (EPOCH, "'open.' || m.was", "-1", "-1"),
@@ -56,7 +60,7 @@ WITH hit AS MATERIALIZED (
 })
 SELECT id, fence, type, contract_version, attempt, begun, payload, idempotency_key, "group",
   extract(epoch FROM accepted_at)::float8, extract(epoch FROM expires_at)::float8, failures::text, probe, trace::text,
-  lease_seconds
+  lease_seconds, root, reference, checks
 FROM moved ORDER BY id
 """
 
@@ -83,6 +87,20 @@ SELECT j.id, j.fence FROM queues_job j
 WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing' AND j.worker = %(worker)s
 """
 
+CANCELLED = f"""
+SELECT j.id, j.fence FROM queues_job j
+JOIN (SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fence)) AS i
+  ON i.id = j.id AND i.fence = j.fence
+WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing' AND j.cancel_requested
+"""
+
+RUNS = f"""
+SELECT j.id, j.fence, j.type, j.contract_version, j.attempt, j.attempt_limit FROM queues_job j
+JOIN (SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fence)) AS i
+  ON i.id = j.id AND i.fence = j.fence
+WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing'
+"""
+
 # Which work a claim would take now, a bounded number from each type, best first. `published_at` is what accept wrote
 # when it sent a hint itself; what the stage published it remembers, since writing it here cost a quarter of the drain.
 STAGEABLE = """
@@ -97,6 +115,18 @@ CROSS JOIN LATERAL (
 ) AS j
 ORDER BY w.type, j.priority DESC, j.due_at
 """
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What one needs to judge a run from outside."""
+
+    id: UUID
+    fence: int
+    type: str
+    contract_version: int
+    attempt: int
+    attempt_limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +159,18 @@ def holding(runs: Sequence[tuple[UUID, int]]) -> set[tuple[UUID, int]]:
     """Return the (id, fence) pairs that still hold their job. Read after a heartbeat skipped rows that others lock."""
     params = {"ids": uuids(run[0] for run in runs), "fences": [run[1] for run in runs]}
     return {(i, fence) for i, fence in execute(HOLDING, params)}
+
+
+def cancelled(runs: Sequence[tuple[UUID, int]]) -> set[tuple[UUID, int]]:
+    """Return those (id, fence) pairs that somebody asked to stop."""
+    params = {"ids": uuids(run[0] for run in runs), "fences": [run[1] for run in runs]}
+    return {(i, fence) for i, fence in execute(CANCELLED, params)}
+
+
+def runs(pairs: Sequence[tuple[UUID, int]]) -> list[RunInfo]:
+    """Return what is known of (id, fence) pairs that still hold their job."""
+    params = {"ids": uuids(pair[0] for pair in pairs), "fences": [pair[1] for pair in pairs]}
+    return [RunInfo(*row) for row in execute(RUNS, params)]
 
 
 def stageable(walk: Sequence[tuple[int, str, int]]) -> dict[str, list[Due]]:

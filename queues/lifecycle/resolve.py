@@ -41,6 +41,15 @@ counted AS ({delta(*SETTLED_ROWS)})
 SELECT id, state, begun > 0 FROM changed
 """
 
+RETRY_NOW = f"""
+WITH hit AS (
+  SELECT j.id FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'retrying'
+  ORDER BY j.id FOR UPDATE OF j
+)
+UPDATE queues_job j SET due_at = least(j.due_at, jobs_clock()) FROM hit WHERE {BETWEEN} AND j.id = hit.id
+RETURNING j.id
+"""
+
 CLOSE = f"""
 WITH hit AS MATERIALIZED (
   SELECT j.id FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'dead' AND j.resolution = 'open'
@@ -74,10 +83,10 @@ WITH parent AS MATERIALIZED (
 ), child AS (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
     idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, due_at, expires_at, root, replay_of,
-    begun, trace)
+    begun, reference, trace)
   SELECT p.child, p.type, p.tier_id, p.priority, p.version, p.payload, p.request_hash, p.dedupe_key,
     p.idempotency_key, p."group", p.max_attempts, p.promise, p.now, p.now, p.now,
-    p.now + make_interval(secs => p.max_age_seconds), p.root, p.id, p.begun, p.trace
+    p.now + make_interval(secs => p.max_age_seconds), p.root, p.id, p.begun, p.reference, p.trace
   FROM parent p JOIN marked ON marked.id = p.id
   RETURNING id, type, tier, accepted_at
 ), moved AS (
@@ -98,6 +107,11 @@ def cancel(ids: Sequence[UUID], *, reason: Reason) -> list[Cancelled]:
     """Cancel waiting jobs and ask running ones to stop. A job that does not come back was settled or asked before."""
     rows = execute(CANCEL, {**named(ids), "reason": reason.value})
     return [Cancelled(id=i, state=JobState(state), may_have_acted=acted) for i, state, acted in rows]
+
+
+def retry_now(ids: Sequence[UUID]) -> set[UUID]:
+    """Make the next attempt of retrying jobs due at once; returns those that were retrying."""
+    return {row[0] for row in execute(RETRY_NOW, named(ids))}
 
 
 def close_dead_letters(ids: Sequence[UUID], *, resolution: str, by: str) -> set[UUID]:

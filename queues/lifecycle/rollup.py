@@ -4,7 +4,7 @@ from queues.lifecycle.sql import execute
 
 _COUNTS = (
     "ready", "in_window", "excluded", "accepted", "duplicates", "confirmed", "dead", "expired", "cancelled",
-    "replayed", "runs", "failed", "lost",
+    "replayed", "runs", "failed", "lost", "late_evidence", "contradictions", "superseded",
 )  # fmt: skip
 _SUMS = ", ".join(f"coalesce(sum(n) FILTER (WHERE measure = '{c}' AND bucket < 0), 0) AS {c}" for c in _COUNTS)
 _ADDS = ", ".join(f"{c} = r.{c} + excluded.{c}" for c in _COUNTS)

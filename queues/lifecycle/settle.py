@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from queues.lifecycle.sql import BETWEEN, EPOCH, delta, execute, minute, named, records
+from queues.lifecycle.sql import BETWEEN, EPOCH, delta, execute, minute, named, records, uuids
 from queues.states import REASON_CODES, JobState
 
 
@@ -17,13 +17,21 @@ class Verdict(StrEnum):
     """The evidence that the contract names is there."""
     FAILED = "failed"
     """An attempt is spent; `reason` set means that no other may follow."""
+    AWAITING = "awaiting"
+    """The handler returned and the contract wants a proof from outside; it may be there already."""
     RELEASED = "released"
     """The body never began: attempt and `begun` are given back, the fence is not."""
+    PUT_OFF = "put_off"
+    """The check before the body could not answer: given back like a release, and due again after a while."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """The end of one run. `failure` is {error_class, message, traceback}, redacted already."""
+    """The end of one run. `failure` is {error_class, message, traceback}, redacted already.
+
+    Of an awaited proof: `confirm_in` are the seconds to its deadline (None: until max age), `act_in` those to the next
+    check or the deadline, whichever is first.
+    """
 
     id: UUID
     fence: int
@@ -36,9 +44,29 @@ class End:
     fingerprint: str | None = None
     seconds: float = 0.0
     on_stale: str = "expire"
+    reference: str | None = None
+    confirm_in: float | None = None
+    act_in: float | None = None
 
 
 FAILURES_KEPT = 20
+REJECTED = "(j.rejection ->> 'fence')::integer = j.fence"
+"""A rejection of this very run came before its end."""
+
+
+def append_failure(failure: str) -> str:
+    """Return SQL that adds one failure to a job's, which keep the newest."""
+    return (
+        f"(CASE WHEN jsonb_array_length(j.failures) >= {FAILURES_KEPT} THEN j.failures - 1 ELSE j.failures END)"
+        f" || ({failure})"
+    )
+
+
+def fingerprint_of(words: str) -> str:
+    """Return SQL for the fingerprint of a failure that no handler's error stands behind."""
+    return f"left(encode(sha256(convert_to(j.type || ' {words}', 'UTF8')), 'hex'), 16)"
+
+
 _REASON_CODE = "CASE m.reason " + " ".join(f"WHEN '{r}' THEN {c}" for r, c in REASON_CODES.items()) + " END"
 
 # What every settling statement counts. `moved` has was, state, reason, ready_at, settled_at, window_seconds and
@@ -64,58 +92,93 @@ SETTLED_ROWS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 # The row decides together with the verdict: evidence that arrived meanwhile and a requested cancel win over a failure,
-# evidence of this run wins over a cancel. Rows are locked in id order; what another fence holds is not touched.
+# evidence of this run wins over a cancel, a rejection of this run over whatever it returned without evidence. Rows are
+# locked in id order; what another fence holds is not touched.
 # The state is looked at after the lock: filtered before, the planner expects one row and joins 100 by 100.
-SETTLE = f"""
+_SETTLE = f"""
 WITH item AS (
   SELECT * FROM json_to_recordset(%(ends)s::json) AS i (id uuid, fence integer, verdict text, evidence jsonb,
-    result jsonb, reason text, retry_in float8, failure jsonb, fingerprint text, seconds float8, on_stale text)
+    result jsonb, reason text, retry_in float8, failure jsonb, fingerprint text, seconds float8, on_stale text,
+    reference text, confirm_in float8, act_in float8)
 ), hit AS MATERIALIZED (
-  SELECT i.*, j.state AS was, j.attempt, j.started_at, j.worker, now.at AS now, CASE
+  SELECT i.*, j.state AS was, j.attempt, j.started_at, j.worker, now.at AS now, j.rejection AS refusal, CASE
       WHEN i.verdict = 'confirmed' OR j.evidence IS NOT NULL THEN 'confirmed'
       WHEN j.cancel_requested THEN 'cancelled'
       WHEN i.verdict = 'released' THEN 'accepted'
+      WHEN {REJECTED} THEN CASE
+        WHEN (j.rejection ->> 'retryable')::boolean AND j.attempt < j.attempt_limit THEN 'retrying' ELSE 'dead' END
+      WHEN i.verdict = 'put_off' THEN 'retrying'
+      WHEN i.verdict = 'awaiting' THEN 'awaiting_confirmation'
       WHEN i.reason IS NOT NULL THEN 'dead'
       WHEN j.expires_at <= now.at THEN CASE i.on_stale WHEN 'dead' THEN 'dead' ELSE 'expired' END
       WHEN j.attempt >= j.attempt_limit THEN 'dead'
       ELSE 'retrying' END AS state, CASE
+      WHEN {REJECTED} THEN 'rejected'
       WHEN i.reason IS NOT NULL THEN i.reason WHEN j.expires_at <= now.at THEN 'stale'
-      ELSE 'attempts_exhausted' END AS why
+      ELSE 'attempts_exhausted' END AS why,
+    least(j.expires_at, now.at + make_interval(secs => i.confirm_in)) AS confirm_by
   FROM queues_job j JOIN item i ON i.id = j.id AND i.fence = j.fence
   CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[])
   ORDER BY j.id FOR UPDATE OF j
+), told AS (
+  SELECT h.*, verdict IN ('released', 'put_off') AS given_back,
+    CASE WHEN why = 'rejected' AND state IN ('dead', 'retrying') THEN jsonb_build_object('error_class', 'Rejected',
+      'message', coalesce(nullif(refusal ->> 'detail', ''), 'the outside world rejected the work'))
+      ELSE failure END AS story
+  FROM hit h
 ), moved AS (
   UPDATE queues_job j SET
     state = h.state,
     evidence = CASE h.state WHEN 'confirmed' THEN coalesce(j.evidence,
-      h.evidence || jsonb_build_object('at', h.now)) END,
+      h.evidence || jsonb_build_object('at', h.now, 'run', h.fence)) END,
     result = coalesce(h.result, j.result),
     reason = CASE h.state WHEN 'dead' THEN h.why WHEN 'expired' THEN 'stale' WHEN 'cancelled' THEN j.reason END,
     resolution = CASE WHEN h.state IN ('dead', 'expired', 'cancelled') THEN 'open' END,
-    attempt = j.attempt - (h.verdict = 'released')::integer,
-    begun = j.begun - (h.verdict = 'released')::integer,
+    attempt = j.attempt - h.given_back::integer,
+    begun = j.begun - h.given_back::integer,
+    checks = CASE h.verdict WHEN 'put_off' THEN j.checks + 1 ELSE 0 END,
     alone = false,
-    due_at = CASE h.state WHEN 'accepted' THEN h.now WHEN 'retrying' THEN h.now + make_interval(secs => h.retry_in) END,
+    reference = coalesce(h.reference, j.reference),
+    confirm_by = CASE h.state WHEN 'awaiting_confirmation' THEN h.confirm_by END,
+    due_at = CASE h.state WHEN 'accepted' THEN h.now WHEN 'retrying' THEN h.now + make_interval(secs => h.retry_in)
+      WHEN 'awaiting_confirmation' THEN least(h.confirm_by, h.now + make_interval(secs => h.act_in)) END,
     finished_at = h.now,
-    settled_at = CASE WHEN h.state NOT IN ('accepted', 'retrying') THEN h.now END,
-    failures = CASE WHEN h.failure IS NULL THEN j.failures ELSE
-      (CASE WHEN jsonb_array_length(j.failures) >= {FAILURES_KEPT} THEN j.failures - 1 ELSE j.failures END)
-      || (h.failure || jsonb_build_object('attempt', h.attempt, 'started_at', h.started_at,
-        'finished_at', h.now, 'worker', h.worker)) END,
-    fingerprint = coalesce(h.fingerprint, j.fingerprint)
-  FROM hit h WHERE {BETWEEN} AND j.id = h.id AND h.was = 'processing'
+    settled_at = CASE WHEN h.state NOT IN ('accepted', 'retrying', 'awaiting_confirmation') THEN h.now END,
+    failures = CASE WHEN h.story IS NULL THEN j.failures ELSE
+      {append_failure("h.story || jsonb_build_object('attempt', h.attempt, 'started_at', h.started_at,"
+                      " 'finished_at', h.now, 'worker', h.worker)")} END,
+    fingerprint = CASE WHEN h.story IS DISTINCT FROM h.failure THEN {fingerprint_of("Rejected")}
+      ELSE coalesce(h.fingerprint, j.fingerprint) END
+  FROM told h WHERE {BETWEEN} AND j.id = h.id AND h.was = 'processing'
   RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at,
-    j.window_seconds, h.verdict, h.seconds, j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort,
-    h.was
+    j.window_seconds, h.verdict, h.given_back, h.seconds, j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort,
+    h.was, h.reference
 ), counted AS ({
     delta(
         *SETTLED_ROWS,
         (minute("m.finished_at"), "'failed'", "-1", "(m.verdict = 'failed')::integer"),
-        (minute("m.finished_at"), "'run'", "jobs_bucket(m.seconds)", "(m.verdict <> 'released')::integer"),
+        (minute("m.finished_at"), "'run'", "jobs_bucket(m.seconds)", "(NOT m.given_back)::integer"),
     )
-})
+})REFERENCES
 SELECT id, fence, state FROM moved
+"""
+SETTLE = _SETTLE.replace("REFERENCES", "")
+# Which run a reference names: kept beside the row, which only knows the newest one, since an older run's proof counts.
+SETTLE_REFERRED = _SETTLE.replace(
+    "REFERENCES",
+    """, referred AS (
+  INSERT INTO queues_jobreference (type, ref, job_id, fence, at)
+  SELECT m.type, m.reference, m.id, m.fence, m.finished_at FROM moved m WHERE m.reference IS NOT NULL
+)""",
+)
+
+SUPERSEDED = """
+INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
+SELECT date_trunc('minute', jobs_clock()), j.type, j.tier, 'superseded', -1, count(*), 0
+FROM queues_job j JOIN unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fence) ON i.id = j.id
+WHERE j.id = ANY(%(ids)s::uuid[]) AND (j.fence > i.fence OR j.state IN ('accepted', 'retrying'))
+GROUP BY j.type, j.tier
 """
 
 
@@ -124,5 +187,12 @@ def settle(ends: Sequence[End]) -> dict[tuple[UUID, int], JobState]:
 
     A pair that is missing was superseded: its lease was lost, and another run or a sweep decided.
     """
-    rows = execute(SETTLE, {**named([end.id for end in ends]), "ends": records(ends)})
+    sql = SETTLE_REFERRED if any(end.reference for end in ends) else SETTLE
+    rows = execute(sql, {**named([end.id for end in ends]), "ends": records(ends)})
     return {(job_id, fence): JobState(state) for job_id, fence, state in rows}
+
+
+def count_superseded(runs: Sequence[tuple[UUID, int]]) -> None:
+    """Count (id, fence) ends that came too late: another run has the job, or a sweep gave this one up."""
+    params = {"ids": uuids(run[0] for run in runs), "fences": [run[1] for run in runs]}
+    execute(SUPERSEDED, params)

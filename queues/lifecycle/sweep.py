@@ -1,15 +1,15 @@
-"""Move jobs that nobody holds any more: rescue lost runs, expire what is too old."""
+"""Move jobs that nobody holds any more: rescue lost runs, end what waited too long for its proof or is too old."""
 
 from collections.abc import Sequence
 from uuid import UUID
 
-from queues.lifecycle.settle import FAILURES_KEPT, SETTLED_ROWS
+from queues.lifecycle.settle import REJECTED, SETTLED_ROWS, append_failure, fingerprint_of
 from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, minute, named, uuids
 from queues.states import JobState
 
 # The contract of the job's own version; a version without a snapshot falls back to the newest one, and a job whose
 # type was deleted beside its uncommitted accept still ends, by the defaults.
-_POLICY = """
+POLICY = """
   LEFT JOIN queues_jobtype c ON c.name = j.type
   LEFT JOIN queues_contractrevision r ON r.job_type_id = j.type AND r.version = j.contract_version
 """
@@ -24,11 +24,13 @@ hit AS MATERIALIZED (
   SELECT j.id, j.alone, now.at AS now, j.attempt, j.started_at, j.worker, CASE
       WHEN j.evidence IS NOT NULL THEN 'confirmed'
       WHEN j.cancel_requested THEN 'cancelled'
+      WHEN {REJECTED} THEN CASE WHEN (j.rejection ->> 'retryable')::boolean THEN 'retrying' ELSE 'dead' END
       WHEN coalesce(r.fields ->> 'on_worker_lost', c.on_worker_lost) = 'dead' THEN 'dead'
       WHEN %(blame)s AND j.crashes + j.alone::integer
         >= coalesce((r.fields ->> 'poison_after')::integer, c.poison_after, 3) THEN 'dead'
-      ELSE 'retrying' END AS state
-  FROM queues_job j {_POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
+      ELSE 'retrying' END AS state,
+    CASE WHEN {REJECTED} THEN 'rejected' ELSE 'poison' END AS why
+  FROM queues_job j {POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing'
     AND (j.due_at < jobs_now() OR (j.id, j.fence) IN (SELECT id, fence FROM named))
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
@@ -38,14 +40,13 @@ hit AS MATERIALIZED (
     alone = h.state = 'retrying', finished_at = h.now,
     due_at = CASE h.state WHEN 'retrying' THEN h.now END,
     settled_at = CASE WHEN h.state <> 'retrying' THEN h.now END,
-    reason = CASE h.state WHEN 'dead' THEN 'poison' WHEN 'cancelled' THEN j.reason END,
+    reason = CASE h.state WHEN 'dead' THEN h.why WHEN 'cancelled' THEN j.reason END,
     resolution = CASE WHEN h.state IN ('dead', 'cancelled') THEN 'open' END,
-    fingerprint = CASE h.state WHEN 'dead'
-      THEN left(encode(sha256(convert_to(j.type || ' WorkerLost', 'UTF8')), 'hex'), 16) ELSE j.fingerprint END,
-    failures = (CASE WHEN jsonb_array_length(j.failures) >= {FAILURES_KEPT} THEN j.failures - 1 ELSE j.failures END)
-      || jsonb_build_object('error_class', 'WorkerLost', 'message',
-      'the process that ran this job is gone; whether the work happened is not known', 'attempt', h.attempt,
-      'started_at', h.started_at, 'finished_at', h.now, 'worker', h.worker)
+    fingerprint = CASE h.state WHEN 'dead' THEN {fingerprint_of("WorkerLost")} ELSE j.fingerprint END,
+    failures = {append_failure("jsonb_build_object('error_class', 'WorkerLost', 'message',"
+                               " 'the process that ran this job is gone; whether the work happened is not known',"
+                               " 'attempt', h.attempt, 'started_at', h.started_at, 'finished_at', h.now,"
+                               " 'worker', h.worker)")}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at, j.window_seconds,
     j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort, 'processing' AS was
@@ -63,7 +64,7 @@ WITH hit AS MATERIALIZED (
   SELECT j.id, j.state AS was, now.at AS now, CASE
       WHEN j.state = 'awaiting_confirmation' THEN 'dead'
       WHEN coalesce(r.fields ->> 'on_stale', c.on_stale) = 'dead' THEN 'dead' ELSE 'expired' END AS state
-  FROM queues_job j {_POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
+  FROM queues_job j {POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} IN ('accepted', 'retrying', 'awaiting_confirmation')
     AND j.expires_at <= jobs_now()
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
@@ -73,6 +74,41 @@ WITH hit AS MATERIALIZED (
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was
+), counted AS ({delta(*SETTLED_ROWS)})
+SELECT id, state FROM moved
+"""
+
+CHECKS_LOST_MOST = 3
+"""Checks in a row without any answer, beyond the attempts of the contract: such a check kills its worker."""
+
+OVERDUE = f"""
+SELECT id FROM queues_job WHERE state = 'awaiting_confirmation' AND due_at <= jobs_now()
+  AND (coalesce(confirm_by, expires_at) <= jobs_now() OR checks >= attempt_limit + {CHECKS_LOST_MOST})
+ORDER BY due_at LIMIT %(limit)s
+"""
+
+GIVE_UP = f"""
+WITH hit AS MATERIALIZED (
+  SELECT j.id, now.at AS now, CASE
+      WHEN coalesce(r.fields ->> 'on_unconfirmed', c.on_unconfirmed) = 'retry' AND j.attempt < j.attempt_limit
+        AND j.expires_at > now.at THEN 'retrying' ELSE 'dead' END AS state
+  FROM queues_job j {POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'awaiting_confirmation' AND j.due_at <= jobs_now()
+    AND (coalesce(j.confirm_by, j.expires_at) <= jobs_now() OR j.checks >= j.attempt_limit + {CHECKS_LOST_MOST})
+  ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
+), moved AS (
+  UPDATE queues_job j SET state = h.state, checks = 0, confirm_by = NULL,
+    due_at = CASE h.state WHEN 'retrying' THEN h.now END,
+    settled_at = CASE h.state WHEN 'dead' THEN h.now END,
+    reason = CASE h.state WHEN 'dead' THEN 'unconfirmed' END,
+    resolution = CASE h.state WHEN 'dead' THEN 'open' END,
+    fingerprint = {fingerprint_of("Unconfirmed")},
+    failures = {append_failure("jsonb_build_object('error_class', 'Unconfirmed', 'message',"
+                               " 'the handler returned, and no proof came in time', 'attempt', j.attempt,"
+                               " 'started_at', j.started_at, 'finished_at', h.now, 'worker', j.worker)")}
+  FROM hit h WHERE {BETWEEN} AND j.id = h.id
+  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
+    j.replay_of IS NULL AND NOT j.probe AS cohort, 'awaiting_confirmation' AS was
 ), counted AS ({delta(*SETTLED_ROWS)})
 SELECT id, state FROM moved
 """
@@ -110,3 +146,13 @@ def stale(*, limit: int) -> list[UUID]:
 def expire(ids: Sequence[UUID]) -> dict[UUID, JobState]:
     """End jobs past their max age, as their contract says."""
     return {job_id: JobState(state) for job_id, state in execute(EXPIRE, {**named(ids)})}
+
+
+def overdue(*, limit: int) -> list[UUID]:
+    """Return jobs whose proof did not come by its deadline, or whose check never answers."""
+    return [row[0] for row in execute(OVERDUE, {"limit": limit})]
+
+
+def give_up_waiting(ids: Sequence[UUID]) -> dict[UUID, JobState]:
+    """End the wait for a proof as the contract's `on_unconfirmed` says: run again, or dead, `unconfirmed`."""
+    return {job_id: JobState(state) for job_id, state in execute(GIVE_UP, {**named(ids)})}

@@ -1,6 +1,7 @@
 """Fields, constraints and read-side filters; statements that write jobs are in `queues.lifecycle`."""
 
 from queues.models.contract import ContractRevision, JobType, Tier
+from queues.models.evidence import Callback, JobReference, StepResult
 from queues.models.job import DedupeKey, Job, JobQuerySet
 from queues.models.outcome import BoardVersion, OutcomeDelta, OutcomeHistogram, OutcomeRollup, StateCount
 from queues.models.worker import AuditEntry, WorkerProcess
@@ -8,15 +9,18 @@ from queues.models.worker import AuditEntry, WorkerProcess
 __all__ = [
     "AuditEntry",
     "BoardVersion",
+    "Callback",
     "ContractRevision",
     "DedupeKey",
     "Job",
     "JobQuerySet",
+    "JobReference",
     "JobType",
     "OutcomeDelta",
     "OutcomeHistogram",
     "OutcomeRollup",
     "StateCount",
+    "StepResult",
     "Tier",
     "WorkerProcess",
 ]

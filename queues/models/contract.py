@@ -70,8 +70,13 @@ class JobType(models.Model):
     runbook_url = models.URLField(blank=True, max_length=500)
     # Switches: not versioned, untouched by `contracts sync`.
     enabled = models.BooleanField(default=True)
+    disabled_reason = models.CharField(max_length=1000, blank=True, default="", db_default="")
+    disabled_by = models.CharField(max_length=150, blank=True, default="", db_default="")
+    disabled_until = models.DateTimeField(null=True, blank=True)
     paused = models.BooleanField(default=False)
     paused_reason = models.CharField(max_length=1000, blank=True)
+    paused_by = models.CharField(max_length=150, blank=True, default="", db_default="")
+    paused_until = models.DateTimeField(null=True, blank=True)
 
     tier = models.ForeignKey(Tier, on_delete=models.PROTECT, default=2, db_constraint=True)
     pool = models.CharField(max_length=32, blank=True, validators=[POOL])
@@ -80,6 +85,10 @@ class JobType(models.Model):
     target_secret_env = models.CharField(max_length=100, blank=True)
     target_secret = models.BinaryField(null=True, blank=True, editable=False)
     callback_secret_env = models.CharField(max_length=100, blank=True)
+    callback_secret = models.BinaryField(null=True, blank=True, editable=False)
+    # After a change the old secret is taken until then, so that a provider can change over without losing callbacks.
+    callback_secret_old = models.BinaryField(null=True, blank=True, editable=False)
+    callback_secret_old_until = models.DateTimeField(null=True, blank=True, editable=False)
     success = models.CharField(max_length=10, choices=Success.choices, default=Success.REFERENCE)
     check_url = models.CharField(max_length=2000, blank=True)
     check_every_seconds = models.PositiveIntegerField(default=10)

@@ -81,7 +81,12 @@ class Job(models.Model):
     resolved_at = models.DateTimeField(null=True)
     resolved_by = models.CharField(max_length=150, null=True)  # noqa: DJ001 (null: nobody yet)
     erased_at = models.DateTimeField(null=True)
+    checks = models.SmallIntegerField(default=0)
+    reference = models.CharField(max_length=1000, null=True)  # noqa: DJ001 (null: none yet)
+    # Evidence: {kind, ref, at, run}. Late evidence, a list: what came and could not count, {outcome, detail} beside it.
+    # Rejection: {fence, ref, detail, retryable, at}, of the run that is still going on.
     evidence = models.JSONField(null=True)
+    rejection = models.JSONField(null=True)
     late_evidence = models.JSONField(null=True)
     result = models.JSONField(null=True)
     progress = models.JSONField(null=True)

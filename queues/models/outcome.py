@@ -48,6 +48,9 @@ class OutcomeRollup(models.Model):
     runs = models.BigIntegerField(default=0)
     failed = models.BigIntegerField(default=0)
     lost = models.BigIntegerField(default=0)
+    late_evidence = models.BigIntegerField(default=0, db_default=0)
+    contradictions = models.BigIntegerField(default=0, db_default=0)
+    superseded = models.BigIntegerField(default=0, db_default=0)
 
     def __str__(self) -> str:
         return f"{self.grain} {self.at:%F %R} {self.type}"

@@ -15,6 +15,7 @@ class WorkerProcess(models.Model):
     slots = models.IntegerField(default=0)
     busy = models.IntegerField(default=0)
     memory_bytes = models.BigIntegerField(default=0)
+    trouble = models.CharField(max_length=500, blank=True, db_default="", default="")
     started_at = models.DateTimeField(db_default=Now())
     seen_at = models.DateTimeField(db_default=Now())
 

@@ -12,17 +12,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 from uuid import UUID
 
 from django.db import DataError, Error, IntegrityError, connection
 
-from queues import lifecycle
+from queues import confirmation, lifecycle
 from queues.handlers import JobContext
-from queues.lifecycle import End, Run, Verdict
-from queues.runtime import leases
+from queues.lifecycle import CheckEnd, End, Run, Verdict
+from queues.runtime import checks, leases
 from queues.runtime.execute import execute, released
 from queues.runtime.leases import LeaseTable, Slot
+from queues.runtime.steps import RunSteps
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +118,35 @@ class Runner:
         done = 0
         try:
             while (run_now := chunk.begin(draining=self.table.draining)) is not None:
-                chunk.end(execute(run_now, self._context(run_now, slot)))
+                ended = execute(run_now, self._context(run_now, slot), begin=partial(_begin, slot, run_now))
+                if ended.written:
+                    slot.drop(run_now.id, run_now.fence)
+                    _look_for_callbacks([ended.end])
+                else:
+                    chunk.end(ended.end)
                 done += 1
         finally:
             with self._lock:
                 self._chunks.discard(chunk)
             self._write(chunk.take_all(), chunk)
         return done
+
+    def check(self, ids: Sequence[UUID]) -> int:
+        """Ask the checks that are due of these ids; returns how many were asked."""
+        if self.table.draining:
+            return 0
+        due = lifecycle.claim_checks(ids)
+        ends: list[CheckEnd] = []
+        since = leases.now()
+        for one in due:
+            ends.append(checks.poll(one))
+            # An answer must not wait for slow neighbours: its job may be confirmed.
+            if leases.now() - since > FINISH_SECONDS:
+                lifecycle.finish_checks(ends)
+                ends, since = [], leases.now()
+        if ends:
+            lifecycle.finish_checks(ends)
+        return len(due)
 
     def _claim(self, ids: Sequence[UUID]) -> list[Run]:
         """Claim under a name that no other claim has, so that one whose answer was lost can be given back."""
@@ -172,9 +196,11 @@ class Runner:
             # Written or given up: a lease that went on being renewed for nobody would be limbo.
             for end in ends:
                 chunk.slot.drop(end.id, end.fence)
-        missing = [end for end in ends if (end.id, end.fence) not in written]
+        _look_for_callbacks([end for end in ends if (end.id, end.fence) in written])
+        missing = [(end.id, end.fence) for end in ends if (end.id, end.fence) not in written]
         if missing:
-            log.warning("%d ends were superseded, first job %s fence %d", len(missing), missing[0].id, missing[0].fence)
+            log.warning("%d ends were superseded, first job %s fence %d", len(missing), *missing[0])
+            _count_superseded(missing)
 
     @staticmethod
     def _context(run: Run, slot: Slot) -> JobContext:
@@ -190,10 +216,36 @@ class Runner:
             deadline_epoch=run.expires_at,
             maybe_duplicate=run.begun > 1,
             failures_text=run.failures,
+            reference=run.reference,
             probe=run.probe,
             trace_text=run.trace,
             _cancelled=lambda: slot.told_to_stop(run.id, run.fence),
+            _steps=RunSteps(run),
         )
+
+
+def _begin(slot: Slot, run: Run, hard_limit: float) -> None:
+    slot.begin(run.id, run.fence, hard_limit=hard_limit)
+
+
+def _look_for_callbacks(ends: Sequence[End]) -> None:
+    """Look for callbacks that came before the reference they name was written; the scheduler looks again."""
+    referred = [end.id for end in ends if end.reference]
+    if not referred:
+        return
+    try:
+        confirmation.apply_pending(job_ids=referred)
+    except Error as error:
+        connection.close()
+        log.warning("callbacks that wait for %d jobs are left to the scheduler: %s", len(referred), error)
+
+
+def _count_superseded(runs: Sequence[tuple[UUID, int]]) -> None:
+    try:
+        lifecycle.count_superseded(runs)
+    except Error as error:
+        connection.close()
+        log.warning("%d superseded ends are not counted: %s", len(runs), error)
 
 
 def _held_longer(chunk: Chunk) -> float:
@@ -275,7 +327,7 @@ def _without_data(end: End, error: Exception) -> End:
     return End(
         id=end.id, fence=end.fence, verdict=end.verdict, reason=end.reason, retry_in=end.retry_in, seconds=end.seconds,
         on_stale=end.on_stale, failure=note if end.failure else None, fingerprint=end.fingerprint,
-        evidence=end.evidence,
+        evidence=end.evidence, reference=end.reference, confirm_in=end.confirm_in, act_in=end.act_in,
     )  # fmt: skip
 
 

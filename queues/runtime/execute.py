@@ -3,49 +3,122 @@
 import logging
 import random
 import time
-import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
-from django.db import connections
+from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.pq import TransactionStatus
 
-from queues import contracts, handlers, http_target, redaction, retry
+from queues import contracts, handlers, http_target, lifecycle, retry
 from queues.contracts import Contract
 from queues.fingerprint import fingerprint
-from queues.handlers import AwaitingConfirmation, Confirmed, JobContext
+from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, RunSuperseded
 from queues.lifecycle import End, Run, Verdict
+from queues.runtime import checks, limits, story
 from queues.states import Reason
 
 log = logging.getLogger(__name__)
 
-TRACEBACK_CHARACTERS: Final = 16_384
-MESSAGE_CHARACTERS: Final = 2_000
-RAW_CHARACTERS: Final = 65_536
-"""What of an error is looked at at all; redaction of twenty megabytes would hold the worker for seconds."""
-RESULT_BYTES: Final = 65_536
-REF_CHARACTERS: Final = 1_000
-_PLACES_OF_OTHERS: Final = ("site-packages", "/lib/python", "/queues/", "<frozen")
+NO_CONTRACT_SECONDS: Final = 5.0
 
 
-def execute(run: Run, context: JobContext) -> End:
-    """Run the body. Every exception of a handler becomes an End; nothing is raised."""
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a run ended. `written`: an atomic handler's end is in the database with its effects already."""
+
+    end: End
+    written: bool = False
+
+
+class _Undo(Exception):
+    """Rolls an atomic handler's writes back: it returned, but its run has failed."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__()
+        self.end = end
+
+
+def execute(run: Run, context: JobContext, *, begin: Callable[[float], None]) -> Ended:
+    """Run the check, where one is due, and the body. Every exception of a handler becomes an End; nothing is raised.
+
+    `begin` is told the hard limit in seconds (0: none) right before the first of them.
+    """
     started = time.perf_counter()
     try:
         contract = contracts.of_version(run.type, run.contract_version)
     except Exception as error:  # without its contract a job cannot be judged; it costs this attempt only
         log.exception("job %s: its contract cannot be read", run.id)
-        return _failed(run, error, None, started)
+        return Ended(end=_failed(run, error, None, started))
     connection = connections["default"]
     was_atomic = connection.in_atomic_block
+    begin(float(contract.hard_limit_seconds))
     try:
-        return _judge(run, _call(context, contract), contract, started)
+        known = _ask_first(run, context, contract, started)
+        if known is not None:
+            return Ended(end=known)
+        if _is_atomic(contract):
+            return Ended(end=_run_atomic(run, context, contract, started), written=True)
+        return Ended(end=_judge(run, _call(context, contract), contract, started))
+    except _Undo as undo:
+        return Ended(end=undo.end)
     except BaseException as error:  # also asyncio's CancelledError: a body that ended has an end
-        return _failed(run, error, contract, started)
+        return Ended(end=_failed(run, error, contract, started))
     finally:
         if not was_atomic and _left_open(connection):
             _discard(connection)
+
+
+def _ask_first(run: Run, context: JobContext, contract: Contract, started: float) -> End | None:
+    """Ask the world before a run that may repeat an effect. None: nothing is known, so run."""
+    check = checks.find(contract) if context.maybe_duplicate else None
+    if check is None:
+        return None
+    finding = checks.ask(check, context, contract)
+    seconds = time.perf_counter() - started
+    if finding.outcome == "none":
+        return None
+    if finding.outcome == "confirmed":
+        return End(
+            id=run.id, fence=run.fence, verdict=Verdict.CONFIRMED, evidence=finding.evidence, result=finding.result,
+            seconds=seconds,
+        )  # fmt: skip
+    told = finding.told
+    if finding.outcome == "rejected":
+        return End(
+            id=run.id, fence=run.fence, verdict=Verdict.FAILED, reason=Reason.REJECTED.value, seconds=seconds,
+            failure=told.failure if told else None, fingerprint=told.fingerprint if told else None,
+        )  # fmt: skip
+    first = run.checks == 0
+    return End(
+        id=run.id,
+        fence=run.fence,
+        verdict=Verdict.PUT_OFF,
+        retry_in=checks.put_off_seconds(run.checks, finding, contract),
+        failure=told.failure if told and first else None,
+        fingerprint=told.fingerprint if told and first else None,
+        seconds=seconds,
+    )
+
+
+def _is_atomic(contract: Contract) -> bool:
+    return contract.handler != "http" and handlers.find(contract.name).atomic
+
+
+def _run_atomic(run: Run, context: JobContext, contract: Contract, started: float) -> End:
+    """Commit what the handler wrote together with the end of its run, or neither.
+
+    Raises: _Undo with the end of a run that failed without an exception; RunSuperseded; what the handler or the commit
+    raised. If that commit arrived all the same, the end that follows from the exception finds the run ended.
+    """
+    with transaction.atomic():
+        end = _judge(run, _call(context, contract), contract, started)
+        if end.verdict is Verdict.FAILED:
+            raise _Undo(end)
+        if (run.id, run.fence) not in lifecycle.settle([end]):
+            raise RunSuperseded(f"job {run.id}: run {run.fence} is no longer the job's; its writes are rolled back")
+    return end
 
 
 def _left_open(connection: BaseDatabaseWrapper) -> bool:
@@ -72,23 +145,48 @@ def _discard(connection: BaseDatabaseWrapper) -> None:
 
 
 def _call(context: JobContext, contract: Contract) -> Any:
-    if contract.handler == "http":
-        return http_target.deliver(context, contract)
-    return handlers.find(context.type)(context)
+    with limits.soft_limit(contract.soft_limit_seconds):
+        if contract.handler == "http":
+            return http_target.deliver(context, contract)
+        return handlers.find(context.type).function(context)
 
 
 def _judge(run: Run, outcome: Any, contract: Contract, started: float) -> End:
     """Hold what the handler returned against the contract's success condition (DESIGN.md section 5)."""
     seconds = time.perf_counter() - started
-    ref = outcome.ref if isinstance(outcome, Confirmed) else None
-    result = _json_result(run, outcome.result) if isinstance(outcome, Confirmed) else None
-    if contract.success == "return":
-        evidence = {"kind": "return", "ref": clean(str(ref))[:REF_CHARACTERS] if ref else None, "late": False}
-    elif ref:
-        evidence = {"kind": "reference", "ref": clean(str(ref))[:REF_CHARACTERS], "late": False}
-    else:
+    ref = story.reference(outcome.ref) if isinstance(outcome, (Confirmed, AwaitingConfirmation)) else None
+    result = story.json_result(run.id, outcome.result) if isinstance(outcome, Confirmed) else None
+    if contract.success in ("callback", "check"):
+        return _awaiting(run, contract, ref=ref, result=result, seconds=seconds)
+    proven = isinstance(outcome, Confirmed) and ref is not None
+    if contract.success == "reference" and not proven:
+        if contract.on_unconfirmed == "check_again":
+            return _awaiting(run, contract, ref=ref, result=result, seconds=seconds)
         return _unconfirmed(run, outcome, contract, seconds)
-    return End(id=run.id, fence=run.fence, verdict=Verdict.CONFIRMED, evidence=evidence, result=result, seconds=seconds)
+    return End(
+        id=run.id,
+        fence=run.fence,
+        verdict=Verdict.CONFIRMED,
+        evidence=story.evidence(contract.success, ref),
+        result=result,
+        seconds=seconds,
+    )
+
+
+def _awaiting(run: Run, contract: Contract, *, ref: str | None, result: Any, seconds: float) -> End:
+    """The handler's word is no proof: a callback or a check decides, until its deadline or, checked again, max age."""
+    again = contract.on_unconfirmed == "check_again"
+    polled = contract.success != "callback"
+    return End(
+        id=run.id,
+        fence=run.fence,
+        verdict=Verdict.AWAITING,
+        result=result,
+        reference=ref,
+        confirm_in=None if again else float(contract.confirm_within_seconds),
+        act_in=float(contract.check_every_seconds if polled else contract.confirm_within_seconds),
+        seconds=seconds,
+    )
 
 
 def _unconfirmed(run: Run, outcome: Any, contract: Contract, seconds: float) -> End:
@@ -126,36 +224,21 @@ def _delay(run: Run, contract: Contract) -> float:
 
 def _failed(run: Run, error: BaseException, contract: Contract | None, started: float) -> End:
     reason = _final_reason(run, error, contract)
-    retry_in = _delay(run, contract) if contract is not None else 5.0
+    retry_in = _delay(run, contract) if contract is not None else NO_CONTRACT_SECONDS
     if isinstance(error, handlers.RetryLater):
         retry_in = error.seconds
-    name = type(error).__qualname__
-    message = clean(redaction.redact_text(_words(error)))[:MESSAGE_CHARACTERS]
-    frame = _application_frame(error)
-    # Exception objects keep their frames and those keep locals; only text leaves this function.
-    text = "".join(traceback.format_exception(error, limit=-40))
+    told = story.of_error(error, type=run.type, reason=reason or "")
     return End(
         id=run.id,
         fence=run.fence,
         verdict=Verdict.FAILED,
         reason=reason,
         retry_in=retry_in,
-        failure={
-            "error_class": clean(name)[:200],
-            "message": message,
-            "traceback": clean(redaction.redact_text(text[-RAW_CHARACTERS:]))[-TRACEBACK_CHARACTERS:],
-        },
-        fingerprint=fingerprint(run.type, reason=reason or "", error_class=name, message=message, frame=frame),
+        failure=told.failure,
+        fingerprint=told.fingerprint,
         seconds=time.perf_counter() - started,
         on_stale=contract.on_stale if contract is not None else "expire",
     )
-
-
-def _words(error: BaseException) -> str:
-    try:
-        return str(error)[:RAW_CHARACTERS]
-    except Exception:  # a handler's exception class may be broken; its job needs an end all the same
-        return "(this exception cannot be printed)"
 
 
 def _final_reason(run: Run, error: BaseException, contract: Contract | None) -> str | None:
@@ -166,50 +249,15 @@ def _final_reason(run: Run, error: BaseException, contract: Contract | None) -> 
         return Reason.REJECTED.value
     if contract is None:
         return None
+    last = run.attempt >= contract.max_attempts
+    if isinstance(error, handlers.SoftTimeLimitExceeded) and last:
+        return Reason.TIME_LIMIT.value
     if isinstance(error, handlers.NoHandler):
         # A worker of the old release during a deploy: the retries give the new one its chance.
-        return Reason.NO_HANDLER.value if run.attempt >= contract.max_attempts else None
+        return Reason.NO_HANDLER.value if last else None
     if any(kind.__name__ in contract.never_retry for kind in type(error).__mro__):
         return Reason.PERMANENT_ERROR.value
     return None
-
-
-def _application_frame(error: BaseException) -> str:
-    """Return `module:function` of the innermost frame that is neither a library's nor ours."""
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if not any(place in frame.f_code.co_filename for place in _PLACES_OF_OTHERS):
-            return f"{frame.f_globals.get('__name__', '')}:{frame.f_code.co_name}"
-    return ""
-
-
-def _json_result(run: Run, result: Any) -> Any:
-    """Return the result as plain JSON values, or None when it is not JSON: the outcome stands all the same."""
-    if result is None:
-        return None
-    try:
-        text = msgspec.json.encode(result)
-        if len(text) > RESULT_BYTES:
-            raise ValueError(f"{len(text)} bytes, {RESULT_BYTES} are kept")
-        return _clean_values(redaction.redact(msgspec.json.decode(text), pointers=()))
-    except (TypeError, ValueError, UnicodeError, msgspec.MsgspecError, RecursionError) as error:
-        log.warning("job %s: its result is not kept: %s", run.id, error)
-        return None
-
-
-def clean(text: str) -> str:
-    """Return text that PostgreSQL takes: no NUL and no lone surrogates, written out instead."""
-    text = text.replace("\x00", "\\x00")
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _clean_values(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, dict):
-        return {clean(str(key)): _clean_values(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_clean_values(child) for child in value]
-    return value
 
 
 def released(run: Run) -> End:

@@ -1,19 +1,27 @@
-"""The small process beside each worker: extends leases, reports the death of bodies, stops what lost its lease.
+"""The small process beside each worker: extends leases, reports the death of bodies, stops what lost its lease or
+passed its hard limit.
 
-It is started before the pool forks and ends with its worker, so no handler can starve it (DESIGN.md section 8).
+It is started before the pool forks and ends with its worker, so no handler can starve it (DESIGN.md section 8). Its
+guard only looks at the map, kills and makes marks there; its beat, the only one that asks the database, writes what
+became of the runs. So limits hold while the database is away, and what was marked is written when it is back.
 """
 
+import contextlib
 import ctypes
+import datetime as dt
 import logging
 import os
 import signal
 import threading
 from collections.abc import Mapping
 from typing import Any, Final
+from uuid import UUID
 
 from django.db import Error, connection
 
 from queues import lifecycle, workers
+from queues.lifecycle import End, Verdict
+from queues.runtime import limits
 from queues.runtime.leases import Held, LeaseTable, alive, now
 
 log = logging.getLogger(__name__)
@@ -21,6 +29,14 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS: Final = 0.25
 REPORT_SECONDS: Final = 2.0
 ORPHAN_SECONDS: Final = 10.0
+REPLACE_GRACE: Final = 10.0
+"""How long the neighbours of a run that hangs in a thread may go on before their process is ended."""
+STOP_SECONDS: Final = 0.5
+"""The least between SIGTERM and SIGKILL: enough to stop fetching, and to give back hints that were fetched."""
+ASK_SECONDS: Final = 1.0
+ASK_AFTER_SECONDS: Final = 0.5
+"""Younger runs are not asked about: most end before anybody could have cancelled them."""
+ASK_MOST: Final = 1000
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -45,8 +61,16 @@ class Heart:
         self.slots = slots
         self.reported_at = float("-inf")
         self.orphaned_at: float | None = None
+        self.asked_at = float("-inf")
+        self.lock = threading.Lock()
+        """Held to mark and kill, and to give a slot away: nothing of the next owner is marked for the last one."""
         self.stopped: set[int] = set()
         """Processes that we ended ourselves: their jobs are not to blame."""
+        self.replacing_since: float | None = None
+        """When the worker itself was told to end, because a body hangs in one of its threads."""
+        self.trouble = ""
+        self.settled: set[tuple[UUID, int]] = set()
+        """Overdue runs whose end is written while their body still hangs."""
 
     def run(self) -> None:
         """Beat until the worker and its bodies are gone."""
@@ -63,7 +87,11 @@ class Heart:
 
     def _guard(self) -> None:
         while True:
-            self.stop_what_is_lost()
+            try:
+                self.stop_what_is_lost()
+                self.stop_what_is_overdue()
+            except Exception:  # without this thread no limit would hold any more
+                log.exception("heartbeat: the guard failed")
             threading.Event().wait(BEAT_SECONDS)
 
     def _finished(self) -> bool:
@@ -75,57 +103,157 @@ class Heart:
         return not any(True for _ in self.table.slots()) or now() - self.orphaned_at > ORPHAN_SECONDS
 
     def beat(self) -> None:
-        """Bury the dead first, then extend what is older than a third of its lease."""
+        """Extend what is older than a third of its lease, pass cancels on, bury the dead, end what is overdue."""
         # Asked once and first: who dies later in this beat keeps its slot until the next one has reported its runs.
         gone = {pid for pid, _ in self.table.slots() if not alive(pid)}
         held = list(self.table.held())
-        dead = [run for run in held if run.pid in gone]
-        if dead:
-            log.warning("heartbeat: %d runs lost with their processes", len(dead))
-            for blame in (True, False):
-                runs = [(run.id, run.fence) for run in dead if (run.pid not in self.stopped) is blame]
-                if runs:
-                    lifecycle.rescue([run[0] for run in runs], dead_runs=runs, blame=blame)
-        for pid, offset in list(self.table.slots()):
-            if pid in gone:
-                self.table.free(offset)
-                self.stopped.discard(pid)
-        due = [r for r in held if r not in dead and now() - r.renewed_at > r.lease_seconds / 3]
-        if due:
+        # One that is overdue in a child that was just killed is left as it is: the next beat finds the child dead.
+        going_on = [run for run in held if run.pid not in gone and not run.overdue]
+        # Before the dead, whose rows may be locked: waiting for those must cost nobody a lease.
+        if due := [run for run in going_on if now() - run.renewed_at > run.lease_seconds / 3]:
             self._renew(due)
+        self._ask_for_cancels(going_on)
+        self._bury([run for run in held if run.pid in gone])
+        with self.lock:
+            for pid, offset in list(self.table.slots()):
+                if pid in gone:
+                    self.table.free(offset)
+                    self.stopped.discard(pid)
+        self._end_hanging([run for run in held if run.overdue and run.pid == self.parent and run.pid not in gone])
         if now() - self.reported_at > REPORT_SECONDS:
-            self._report(busy=len({run.pid for run in held}))
+            self._report(busy=sum(run.began > 0 for run in going_on))
             self.reported_at = now()
+
+    def _bury(self, dead: list[Held]) -> None:
+        """Say what became of a dead process's runs: over their limit, never begun, or lost."""
+        if not dead:
+            return
+        self._end_overdue([run for run in dead if run.overdue and run.pair not in self.settled])
+        unbegun = [run for run in dead if run.began == 0]
+        if unbegun:
+            lifecycle.settle([End(id=run.id, fence=run.fence, verdict=Verdict.RELEASED) for run in unbegun])
+        # We killed it, perhaps before a restart of ours; the mark of the run that it was for is still there.
+        stopped = self.stopped | {run.pid for run in dead if run.overdue}
+        for blame in (True, False):
+            runs = [r.pair for r in dead if r.began != 0 and not r.overdue and (r.pid not in stopped) is blame]
+            if runs:
+                lifecycle.rescue([run[0] for run in runs], dead_runs=runs, blame=blame)
+        log.warning("heartbeat: %d runs lost with their processes, %d of them never began", len(dead), len(unbegun))
+
+    def _end_hanging(self, hanging: list[Held]) -> None:
+        """End runs whose body hangs in a thread of the living worker, each once."""
+        self.settled &= {run.pair for run in hanging}
+        new = [run for run in hanging if run.pair not in self.settled]
+        self._end_overdue(new)
+        self.settled |= {run.pair for run in new}
+
+    def _end_overdue(self, overdue: list[Held]) -> None:
+        """End runs past their hard limit as failed attempts; a body that ended in that instant has its own end."""
+        if not overdue:
+            return
+        known = {(run.id, run.fence): run for run in lifecycle.runs([run.pair for run in overdue])}
+        ends = [
+            limits.overrun(
+                known[run.pair],
+                limit=run.hard_limit,
+                seconds=now() - abs(run.began),
+                replaced=run.pid == self.parent,
+                # Until the worker is gone the body may still do something; its successor must not run beside it.
+                not_before=REPLACE_GRACE + STOP_SECONDS if run.pid == self.parent else 0.0,
+            )
+            for run in overdue
+            if run.pair in known
+        ]
+        if ends:
+            lifecycle.settle(ends)
+
+    def _ask_for_cancels(self, living: list[Held]) -> None:
+        """Tell bodies of a cancel long before their lease is extended, by one look at most in a second."""
+        if now() - self.asked_at < ASK_SECONDS:
+            return
+        running = [run for run in living if run.began > 0 and now() - run.began >= ASK_AFTER_SECONDS][:ASK_MOST]
+        if running:
+            self.asked_at = now()
+            cancelled = lifecycle.cancelled([run.pair for run in running])
+            for run in running:
+                if run.pair in cancelled:
+                    self.table.stop(run)
 
     def _renew(self, due: list[Held]) -> None:
         asked_at = now()
-        kept = lifecycle.heartbeat([(run.id, run.fence) for run in due])
-        missing = [run for run in due if (run.id, run.fence) not in kept]
+        kept = lifecycle.heartbeat([run.pair for run in due])
+        missing = [run for run in due if run.pair not in kept]
         # A row that somebody else has locked at this moment is skipped, and tried again at the next beat.
-        locked = lifecycle.holding([(run.id, run.fence) for run in missing]) if missing else set()
+        locked = lifecycle.holding([run.pair for run in missing]) if missing else set()
         for run in due:
-            cancel = kept.get((run.id, run.fence))
+            cancel = kept.get(run.pair)
             if cancel is not None:
                 self.table.renewed(run, at=asked_at, cancel=cancel)
-            elif (run.id, run.fence) not in locked:
+            elif run.pair not in locked:
                 # Superseded, or its end was written between our look and the statement.
                 self.table.stop(run)
 
     def stop_what_is_lost(self) -> None:
-        """Kill bodies whose lease could not be renewed for two thirds of it: their successors may begin soon."""
+        """Kill bodies whose lease could not be renewed for two thirds of it: their successors may begin soon.
+
+        A member that has not begun may do so at any moment. A body that has ended cannot harm its successor.
+        """
         for run in list(self.table.held()):
-            if now() - run.renewed_at > run.lease_seconds * 2 / 3 and alive(run.pid):
+            if run.overdue or run.began < 0 or now() - run.renewed_at <= run.lease_seconds * 2 / 3:
+                continue
+            if alive(run.pid):
                 log.error("heartbeat: lease of job %s could not be renewed, stopping process %d", run.id, run.pid)
-                self.stopped.add(run.pid)
-                try:
-                    os.kill(run.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+                self._kill(run.pid)
+
+    def stop_what_is_overdue(self) -> None:
+        """Enforce hard limits: a child is killed, a worker whose threads run the bodies is replaced."""
+        passed = [run for run in self.table.held() if run.passed(now())]
+        for run in passed:
+            if not run.overdue:
+                self._stop_overdue(run)
+        if any(run.pid == self.parent for run in passed):
+            # One that came to its end after all leaves the worker to its warm shutdown.
+            hanging = [run for run in self.table.held() if run.pid == self.parent and run.overdue and run.began > 0]
+            if hanging and alive(self.parent):
+                self._replace(hanging)
+
+    def _stop_overdue(self, run: Held) -> None:
+        with self.lock:
+            # Since the look its body may have ended, and its process may be at the next job.
+            if not self.table.unchanged(run) or not alive(run.pid):
+                return
+            self.table.mark_overdue(run)
+            log.error("heartbeat: job %s, process %d: %s", run.id, run.pid, limits.words("hard", run.hard_limit))
+            if run.pid != self.parent:
+                self._kill(run.pid)
+
+    def _replace(self, hanging: list[Held]) -> None:
+        """End the worker: nothing new begins, and its other bodies get a grace. Its supervisor starts the next one."""
+        if self.replacing_since is None:
+            run, at = hanging[0], dt.datetime.now(dt.UTC)
+            self.replacing_since = now()
+            self.trouble = (
+                f"job {run.id} ran past its hard limit of {run.hard_limit:g} s at {at:%H:%M:%S} UTC;"
+                " this process is being replaced"
+            )
+            self.reported_at = float("-inf")
+            self.table.drain()
+            os.kill(self.parent, signal.SIGTERM)
+        waited = now() - self.replacing_since
+        others = any(run.pid == self.parent and not run.overdue for run in self.table.held())
+        if waited > REPLACE_GRACE or (waited > STOP_SECONDS and not others):
+            log.error("heartbeat: worker %d is ended, a body hangs in one of its threads", self.parent)
+            self._kill(self.parent)
+
+    def _kill(self, pid: int) -> None:
+        self.stopped.add(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def _report(self, *, busy: int) -> None:
         workers.report(
             f"{self.node}/{self.parent}", kind="worker", hostname=self.node, pid=self.parent, queues=self.queues,
-            slots=self.slots, busy=busy,
+            slots=self.slots, busy=busy, trouble=self.trouble,
         )  # fmt: skip
 
     def _sign_off(self) -> None:

@@ -1,37 +1,47 @@
 """The shared map of leases in hand: bodies write it, the heartbeat process beside them reads it.
 
 Shape: a header (draining flag), then slots, one for each thread that runs bodies; a slot has the process id of its
-owner and up to ENTRIES runs. No lock between writer and reader: a torn entry names a pair (id, fence) that no row
-has, which the database ignores. Times are CLOCK_MONOTONIC, which all processes of a machine share.
+owner and up to ENTRIES runs. Times are CLOCK_MONOTONIC, which all processes of a machine share.
+
+No lock between writer and reader. An entry is not valid while a run is put into it, and each run has a generation of
+its own; the reader looks twice and takes only what did not change, so it never sees a mix of two runs. What it saw may
+be old all the same. The database ignores what is out of date, by the fence. Before a process is killed for a limit,
+the entry is looked at again (`unchanged`). Marks (told to stop, overdue) name a generation, so that one that comes late
+does not hit the entry's next run.
 """
 
 import fcntl
+import itertools
 import mmap
 import os
 import struct
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 SLOTS: Final = 256
 ENTRIES: Final = 128
 _HEADER: Final = 64
-_SLOT_HEADER: Final = 16
-_ENTRY: Final = struct.Struct("<16sidfI")  # id, fence, last renewed, lease seconds, generation of this entry
-_STOP: Final = struct.Struct("<I")  # the generation that is told to stop: cancelled, or its lease is lost
-_VALID_AT: Final = _ENTRY.size + _STOP.size
-_RENEWED_AT: Final = 20
-_ENTRY_SIZE: Final = 48
+_SLOT_HEADER: Final = 64
+# id, last renewed, began, lease and hard limit in seconds, fence, generation, and the generations that are marked: told
+# to stop (cancelled, or its lease is lost), and overdue.
+_ENTRY: Final = struct.Struct("<16sddffiIII")
+_RENEWED_AT: Final = 16
+_BEGAN: Final = 24
+_HARD_LIMIT: Final = 36
+_STOP: Final = 48
+_OVERDUE: Final = 52
+_VALID: Final = 56
+# One entry is one cache line, so that no number in it is read in two halves.
+_ENTRY_SIZE: Final = 64
 _SLOT_SIZE: Final = _SLOT_HEADER + ENTRIES * _ENTRY_SIZE
 _PID: Final = struct.Struct("<q")
 _SIZE: Final = _HEADER + SLOTS * _SLOT_SIZE
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held:
+class Held(NamedTuple):
     """One run in hand, as the heartbeat process sees it."""
 
     pid: int
@@ -41,6 +51,21 @@ class Held:
     renewed_at: float
     lease_seconds: float
     generation: int
+    began: float
+    """When its body began, 0 when it has not; negated when the body has ended and its end is not written yet."""
+    hard_limit: float
+    """Seconds; 0 is none."""
+    overdue: bool
+    """Its hard limit passed, and somebody acts on it: it is nobody's to renew or to rescue."""
+
+    @property
+    def pair(self) -> tuple[UUID, int]:
+        """The run's name in the database."""
+        return self.id, self.fence
+
+    def passed(self, at: float) -> bool:
+        """Say whether its body runs and is past its hard limit."""
+        return self.began > 0 and 0 < self.hard_limit < at - self.began
 
 
 class LeaseTable:
@@ -79,19 +104,27 @@ class LeaseTable:
     def held(self) -> Iterator[Held]:
         """Yield every run in hand, also those of dead processes."""
         for pid, offset in self.slots():
-            for entry in range(ENTRIES):
-                at = offset + _SLOT_HEADER + entry * _ENTRY_SIZE
-                if self._map[at + _VALID_AT] == 1:
-                    raw, fence, renewed_at, lease, generation = _ENTRY.unpack_from(self._map, at)
-                    yield Held(
-                        pid=pid,
-                        offset=at,
-                        id=UUID(bytes=raw),
-                        fence=fence,
-                        renewed_at=renewed_at,
-                        lease_seconds=lease,
-                        generation=generation,
-                    )
+            first = offset + _SLOT_HEADER
+            valid = self._map[first + _VALID : first + ENTRIES * _ENTRY_SIZE : _ENTRY_SIZE]
+            for entry in itertools.compress(range(ENTRIES), valid):
+                run = self._read(pid, first + entry * _ENTRY_SIZE)
+                if run is not None:
+                    yield run
+
+    def _read(self, pid: int, at: int) -> Held | None:
+        seen = self._map[at : at + _ENTRY_SIZE]
+        while seen[_VALID] == 1 and seen != (again := self._map[at : at + _ENTRY_SIZE]):
+            seen = again
+        if seen[_VALID] != 1:
+            return None
+        raw, renewed_at, began, lease, hard_limit, fence, generation, _, overdue = _ENTRY.unpack_from(seen)
+        return Held(
+            pid, at, UUID(bytes=raw), fence, renewed_at, lease, generation, began, hard_limit, overdue == generation
+        )
+
+    def unchanged(self, held: Held) -> bool:
+        """Say whether an entry still is what it was: asked before a process is killed for what stands there."""
+        return self._read(held.pid, held.offset) == held
 
     def slots(self) -> Iterator[tuple[int, int]]:
         """Yield (process id, offset) of the slots that are taken."""
@@ -116,7 +149,11 @@ class LeaseTable:
 
         The entry may hold another run by now; that one has another generation and does not feel addressed.
         """
-        _STOP.pack_into(self._map, held.offset + _ENTRY.size, held.generation)
+        struct.pack_into("<I", self._map, held.offset + _STOP, held.generation)
+
+    def mark_overdue(self, held: Held) -> None:
+        """Note that a run passed its hard limit and is stopped for it; the note outlives us and its process."""
+        struct.pack_into("<I", self._map, held.offset + _OVERDUE, held.generation)
 
 
 class Slot:
@@ -139,16 +176,31 @@ class Slot:
         entry = self._free.pop()
         at = self._offset + _SLOT_HEADER + entry * _ENTRY_SIZE
         self._generation = self._generation % 0xFFFFFFFF + 1
-        _ENTRY.pack_into(self._map, at, job_id.bytes, fence, since, lease_seconds, self._generation)
-        self._map[at + _VALID_AT] = 1
+        _ENTRY.pack_into(self._map, at, job_id.bytes, since, 0.0, lease_seconds, 0.0, fence, self._generation, 0, 0)
+        self._map[at + _VALID] = 1
         self._entries[(job_id, fence)] = (at, self._generation)
+
+    def begin(self, job_id: UUID, fence: int, *, hard_limit: float) -> None:
+        """Note that a body begins now. Until then its process may die without any suspicion that it ran."""
+        entry = self._entries.get((job_id, fence))
+        if entry is not None:
+            # `began` last: it is what makes the limit count.
+            struct.pack_into("<f", self._map, entry[0] + _HARD_LIMIT, hard_limit)
+            struct.pack_into("<d", self._map, entry[0] + _BEGAN, now())
+
+    def ended(self, job_id: UUID, fence: int) -> None:
+        """Note that a body ended: no limit holds it any more, however long its end takes to be written."""
+        entry = self._entries.get((job_id, fence))
+        if entry is not None:
+            [began] = struct.unpack_from("<d", self._map, entry[0] + _BEGAN)
+            struct.pack_into("<d", self._map, entry[0] + _BEGAN, -abs(began))
 
     def drop(self, job_id: UUID, fence: int) -> None:
         """Forget a run: it has ended, or its end can no longer be written."""
         entry = self._entries.pop((job_id, fence), None)
         if entry is not None:
             at = entry[0]
-            self._map[at + _VALID_AT] = 0
+            self._map[at + _VALID] = 0
             self._free.append((at - self._offset - _SLOT_HEADER) // _ENTRY_SIZE)
 
     def told_to_stop(self, job_id: UUID, fence: int) -> bool:
@@ -157,7 +209,7 @@ class Slot:
         if entry is None:
             return False
         at, generation = entry
-        return bool(_STOP.unpack_from(self._map, at + _ENTRY.size)[0] == generation)
+        return bool(struct.unpack_from("<I", self._map, at + _STOP)[0] == generation)
 
 
 def alive(pid: int) -> bool:

@@ -1,6 +1,6 @@
 """The scheduler: one service a file, each a short guarded statement or two, run by `manage.py scheduler`."""
 
-from queues.scheduler import expire, housekeeping, rescue, rollup
+from queues.scheduler import confirmations, expire, housekeeping, rescue, rollup
 from queues.scheduler.service import Service, register, registered, run_forever
 from queues.scheduler.stage import Stage
 
@@ -10,6 +10,9 @@ def register_services() -> None:
     register(Service(name="stage", every_seconds=0.05, run_once=Stage().run_once))
     register(Service(name="rescue", every_seconds=1.0, run_once=rescue.run_once))
     register(Service(name="expire", every_seconds=1.0, run_once=expire.run_once))
+    register(Service(name="checks", every_seconds=0.5, run_once=confirmations.Checks().run_once))
+    register(Service(name="deadlines", every_seconds=1.0, run_once=confirmations.end_waits))
+    register(Service(name="callbacks", every_seconds=2.0, run_once=confirmations.match_callbacks))
     register(Service(name="rollup", every_seconds=1.0, run_once=rollup.run_once))
     register(Service(name="housekeeping", every_seconds=600.0, run_once=housekeeping.run_once))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from django.urls import reverse
 
 from queues import contract_versions, secrets_box
 from queues.contract_rules import NOT_ENFORCED
+from queues.contract_switches import database_now, set_switch
 from queues.models import AuditEntry, ContractRevision, Job, JobType, StateCount, Tier
 
 pytestmark = pytest.mark.django_db
@@ -52,6 +54,8 @@ def form_data(client: Client, url: str, **changes: Any) -> dict[str, Any]:
     data = {}
     for bound in form:
         value = bound.value()
+        if bound.field.show_hidden_initial:
+            data[bound.html_initial_name] = "" if value is None else str(value)
         if value is None or value is False or bound.name == "name" and form.instance.pk:
             continue
         data[bound.html_name] = "on" if value is True else bound.field.prepare_value(value)
@@ -96,6 +100,7 @@ def test_a_viewer_sees_no_form_fields(contract: JobType) -> None:
     assert 'name="window_seconds"' not in page
     assert 'name="reason"' not in page
     assert "New secret" not in page
+    assert "callback secret</label>" not in page
 
 
 def test_a_change_makes_a_version_with_who_and_why(owner: Client, contract: JobType) -> None:
@@ -152,7 +157,8 @@ def test_a_name_twice_is_a_form_error(owner: Client, contract: JobType) -> None:
         ("backoff_base_seconds", "301"), ("jitter", "200 %"), ("tier", "9"), ("window_seconds", "604801"),
         ("key_template", "x-{created_at}"), ("key_template", "{a[0]}"), ("schema", "[1]"), ("schema", "{"),
         ("schema", '{"type": "strin"}'), ("schema", "[" * 50_000), ("schema", '{"$ref": "http://a.example/"}'),
-        ("redact", "card"), ("never_retry", "Not A Name"), ("success", "callback"), ("on_unconfirmed", "check_again"),
+        ("redact", "card"), ("never_retry", "Not A Name"), ("success", "receipt"), ("check_url", "ftp://a.example/"),
+        ("keep_other_days", "0"), ("dedupe_window_seconds", "700000"), ("new_callback_secret", "short"),
         ("runbook_url", "javascript:alert(1)"), ("handler", "http"), ("new_secret", "short"),
         ("new_secret", "whsec_not*base64"), ("description", "x" * 2001),
     ],
@@ -234,6 +240,54 @@ def test_a_secret_goes_in_and_never_comes_out(owner: Client, contract: JobType) 
     assert JobType.objects.get().target_secret is None
 
 
+def test_a_callback_secret_goes_in_and_never_comes_out(owner: Client, contract: JobType) -> None:
+    first, second = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "a second secret of a provider"
+    for secret in (first, second):
+        page = owner.post(change_url(), form_data(owner, change_url(), new_callback_secret=secret), follow=True)
+        assert secret not in page.content.decode()
+    row = JobType.objects.get()
+    assert row.callback_secret is not None and row.callback_secret_old is not None
+    assert (secrets_box.open(row.callback_secret), secrets_box.open(row.callback_secret_old)) == (second, first)
+    assert row.target_secret is None
+    for client in (owner, client_of("viewer")):
+        for url in (change_url(), reverse("admin:queues_jobtype_history", args=[NAME])):
+            page = client.get(url).content.decode()
+            assert first not in page and second not in page
+        text = client.get(change_url()).content.decode()
+        assert "A callback secret is stored, encrypted; the one before it is taken until" in text
+    entry = AuditEntry.objects.latest("id")
+    assert (entry.action, entry.before, entry.after) == (
+        "contract.changed",
+        {"version": 2, "callback_secret": "[redacted]"},
+        {"version": 3, "callback_secret": "[redacted]"},
+    )
+    assert ContractRevision.objects.get(version=3).diff == {"callback_secret": ["set", "changed"]}
+    both = form_data(owner, change_url(), new_callback_secret=first, remove_callback_secret="on")
+    assert "remove_callback_secret" in errors_of(owner.post(change_url(), both))
+    owner.post(change_url(), form_data(owner, change_url(), remove_callback_secret="on"))
+    row = JobType.objects.get()
+    assert (row.callback_secret, row.callback_secret_old) == (None, None)
+    assert "No callback secret is stored here." in owner.get(change_url()).content.decode()
+
+
+def test_the_forms_of_success_are_saved_with_what_they_need(owner: Client, contract: JobType) -> None:
+    data = form_data(owner, change_url(), success="callback", hard_limit_seconds="60")
+    response = owner.post(change_url(), data, follow=True)
+    assert any("No provider can call back" in text for text in messages_of(response))
+    page = response.client.get(change_url()).content.decode()
+    assert "the provider called back. A job without that within 5 minutes of its run becomes a dead letter." in page
+    secret = "a secret of the provider"
+    response = owner.post(change_url(), form_data(owner, change_url(), new_callback_secret=secret), follow=True)
+    assert not any("No provider can call back" in text for text in messages_of(response))
+    http = {"handler": "http", "target_url": "https://a.example/", "success": "check", "on_unconfirmed": "check_again"}
+    response = owner.post(change_url(), form_data(owner, change_url(), **http))
+    assert "an HTTP handler needs the address" in str(errors_of(response)["check_url"])
+    http["check_url"] = "https://a.example/outcome"
+    assert owner.post(change_url(), form_data(owner, change_url(), **http)).status_code == 302
+    row = JobType.objects.get()
+    assert (row.success, row.on_unconfirmed, row.check_url) == ("check", "check_again", "https://a.example/outcome")
+
+
 def test_a_secret_without_encryption_keys_is_a_form_error(owner: Client, contract: JobType, settings: Any) -> None:
     settings.ENCRYPTION_KEYS = []
     response = owner.post(change_url(), form_data(owner, change_url(), new_secret="a-secret-of-some-length"))
@@ -244,9 +298,72 @@ def test_switches_change_without_a_version(owner: Client, contract: JobType) -> 
     owner.post(change_url(), form_data(owner, change_url(), paused="on", enabled=None, reason="provider is down"))
     row = JobType.objects.get()
     assert (row.paused, row.enabled, row.paused_reason, row.version) == (True, False, "provider is down", 1)
+    assert (row.disabled_reason, row.disabled_by, row.paused_by) == ("provider is down", "owner", "owner")
     assert set(AuditEntry.objects.values_list("action", flat=True)) == {
         "contract.created", "contract.paused", "contract.disabled",
     }  # fmt: skip
+
+
+def test_a_switch_has_a_reason_and_an_end_of_its_own(owner: Client, contract: JobType) -> None:
+    until = database_now().replace(second=0, microsecond=0) + timedelta(hours=2)
+    data = form_data(
+        owner, change_url(), paused="on", paused_reason="relay is down", paused_until=f"{until:%Y-%m-%dT%H:%M}",
+        window_seconds="30", reason="tighter",
+    )  # fmt: skip
+    assert owner.post(change_url(), data).status_code == 302
+    row = JobType.objects.get()
+    assert (row.paused_reason, row.paused_by, row.paused_until, row.version) == ("relay is down", "owner", until, 2)
+    for client in (owner, client_of("viewer")):
+        page = " ".join(client.get(change_url()).content.decode().split())
+        at = AuditEntry.objects.get(action="contract.paused").at
+        words = f"by owner on {at:%Y-%m-%d %H:%M} UTC, until {until:%Y-%m-%d %H:%M} UTC: relay is down"
+        assert f"<strong>Paused</strong> {words}" in page
+    # The form is filled with it; saving something else leaves it alone.
+    owner.post(change_url(), form_data(owner, change_url(), window_seconds="31"))
+    assert JobType.objects.get().paused_until == until
+    owner.post(change_url(), form_data(owner, change_url(), paused=None, reason="it is back"))
+    row = JobType.objects.get()
+    assert (row.paused, row.paused_reason, row.paused_by, row.paused_until) == (False, "", "", None)
+    assert AuditEntry.objects.latest("id").reason == "it is back"
+    assert "<strong>Paused" not in owner.get(change_url()).content.decode()
+
+
+def test_a_pause_set_meanwhile_on_the_board_survives_a_save_of_the_form(owner: Client, contract: JobType) -> None:
+    data = form_data(owner, change_url(), window_seconds="30")
+    set_switch(NAME, paused=True, reason="relay is down", actor="bob", source="ui")
+    assert owner.post(change_url(), data).status_code == 302
+    row = JobType.objects.get()
+    assert (row.window_seconds, row.paused, row.paused_reason, row.paused_by) == (30, True, "relay is down", "bob")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"paused": "on", "paused_until": "2020-01-01T00:00"}, "paused_until", "in the future"),
+        ({"paused": "on", "paused_until": "9999-01-01T00:00"}, "paused_until", "at most 366 days"),
+        ({"paused": "on", "paused_until": "soon"}, "paused_until", "valid date/time"),
+        ({"paused_until": "2100-01-01T00:00"}, "paused_until", "tick “Paused”"),
+        ({"disabled_reason": "moved"}, "disabled_reason", "untick “Enabled”"),
+        ({"enabled": None, "disabled_reason": "x" * 1001}, "disabled_reason", "at most 1000"),
+    ],
+)
+def test_a_wrong_end_or_reason_of_a_switch(
+    owner: Client, contract: JobType, changes: dict[str, Any], field: str, words: str
+) -> None:
+    response = owner.post(change_url(), form_data(owner, change_url(), **changes))
+    assert words in str(errors_of(response)[field])
+    row = JobType.objects.get()
+    assert (row.paused, row.enabled) == (False, True)
+
+
+def test_a_new_type_may_start_paused_until_later(owner: Client) -> None:
+    url = reverse("admin:queues_jobtype_add")
+    until = database_now().replace(second=0, microsecond=0) + timedelta(days=2)
+    data = form_data(owner, url, name="mail.welcome", paused="on", paused_until=f"{until:%Y-%m-%dT%H:%M}", reason="")
+    owner.post(url, data)
+    row = JobType.objects.get()
+    assert (row.paused, row.paused_reason, row.paused_by, row.paused_until) == (True, "Created.", "owner", until)
+    assert (row.enabled, row.version) == (True, 1)
 
 
 def test_who_edits_an_old_version_is_told(owner: Client, contract: JobType) -> None:
@@ -331,10 +448,24 @@ def test_tiers_are_edited_and_audited(owner: Client) -> None:
     assert viewer.post(url, {**data, "reason": "x"}).status_code == 403
 
 
+def test_a_tier_says_what_it_promises(owner: Client, contract: JobType) -> None:
+    contract_versions.save("own.share", {"target_ratio": 0.5}, actor="ada", reason="")
+    contract_versions.save("first", {"tier": 1}, actor="ada", reason="")
+    url = reverse("admin:queues_tier_change", args=[2])
+    for client in (owner, client_of("viewer")):
+        page = client.get(url).content.decode()
+        assert "What this tier promises" in page
+        assert "In tier 2 (Customer facing) 99.5% of jobs are confirmed" in page
+        assert "2 job types are in it, 1 of them with a share of its own." in page
+    wrong = owner.post(url, {"name": "x", "target_ratio": "7", "retry_budget": "0.2", "backlog_limit": "1"})
+    assert "In tier 2 (Customer facing) 99.5% of jobs" in wrong.content.decode()
+
+
 def test_pages_have_no_inline_script_or_style(owner: Client, contract: JobType) -> None:
     for url in (
         reverse("admin:index"),
         reverse(LIST),
+        reverse("admin:queues_tier_change", args=[1]),
         change_url(),
         reverse("admin:queues_jobtype_history", args=[NAME]),
     ):

@@ -43,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def _run() -> Run:
-    return Run(uuid4(), 1, TYPE, 1, 1, 1, "{}", "jb_x", None, 0.0, 0.0, "[]", False, None, 15)
+    return Run(uuid4(), 1, TYPE, 1, 1, 1, "{}", "jb_x", None, 0.0, 0.0, "[]", False, None, 15, uuid4(), None, 0)
 
 
 def _chunk(n: int, clock: Clock) -> tuple[Chunk, list[Run]]:
@@ -125,7 +125,7 @@ def kind(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     make_type(backoff="fixed", backoff_base_seconds=1.0)
     contracts.all_current()
     yield
-    handlers._registry.pop(TYPE, None)
+    handlers._handlers.pop(TYPE, None)
 
 
 @pytest.fixture

@@ -9,10 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from queues import contract_fields, contract_rules, contracts
-from queues.contract_rules import KeyTemplateError, check, key_from_template, next_delays, promise_sentence
+from queues.contract_rules import (
+    KeyTemplateError,
+    check,
+    key_from_template,
+    next_delays,
+    promise_sentence,
+    tier_sentence,
+)
 from queues.models import JobType
 
-SOUND: dict[str, Any] = {"key_required": True, "key_template": "invoice-{invoice_id}"}
+SOUND: dict[str, Any] = {
+    "key_required": True,
+    "key_template": "invoice-{invoice_id}",
+    "hard_limit_seconds": 60,
+    "confirm_within_seconds": 60,
+}
+HTTP: dict[str, Any] = {"handler": "http", "target_url": "https://a.example/", "target_secret": True}
+
+
+STORED_SECRETS = {"target_secret", "callback_secret", "callback_secret_old", "callback_secret_old_until"}
 
 
 def errors(**fields: Any) -> dict[str, list[str]]:
@@ -98,15 +114,24 @@ def test_text_is_text_and_markup_in_it_is_no_error() -> None:
     [
         ({"window_seconds": 601, "max_age_seconds": 600}, "window_seconds"),
         ({"soft_limit_seconds": 30, "hard_limit_seconds": 30}, "hard_limit_seconds"),
+        ({"success": "callback", "confirm_within_seconds": 0}, "confirm_within_seconds"),
+        ({"success": "check", "confirm_within_seconds": 601, "max_age_seconds": 600}, "confirm_within_seconds"),
+        ({"success": "check", "check_every_seconds": 0}, "check_every_seconds"),
+        ({"on_unconfirmed": "check_again", "check_every_seconds": 0}, "check_every_seconds"),
+        ({**HTTP, "success": "check"}, "check_url"),
+        ({**HTTP, "on_unconfirmed": "check_again"}, "check_url"),
+        ({"success": "check", "check_url": "https://user:pw@a.example/"}, "check_url"),
+        ({"callback_secret_env": "ENCRYPTION_KEYS"}, "callback_secret_env"),
+        ({"keep_confirmed_days": 0}, "keep_confirmed_days"),
+        ({"keep_other_days": 36_501}, "keep_other_days"),
+        ({"dedupe_window_seconds": 7 * 86400 + 1}, "dedupe_window_seconds"),
+        ({"dedupe_window_seconds": 86401, "keep_other_days": 1}, "dedupe_window_seconds"),
         ({"backoff_base_seconds": 301.0}, "backoff_base_seconds"),
         ({"never_retry": ["Value Error"]}, "never_retry"),
         ({"never_retry": ["1x"]}, "never_retry"),
         ({"never_retry": [3]}, "never_retry"),
         ({"redact": ["card"]}, "redact"),
         ({"redact": ["/a~2"]}, "redact"),
-        ({"success": "callback"}, "success"),
-        ({"success": "check"}, "success"),
-        ({"on_unconfirmed": "check_again"}, "on_unconfirmed"),
         ({"handler": "http"}, "target_url"),
         ({"handler": "http", "target_url": "ftp://a.example/"}, "target_url"),
         ({"handler": "http", "target_url": "https:///jobs"}, "target_url"),
@@ -203,14 +228,53 @@ def test_a_template_that_fits_the_schema() -> None:
         ({"handler": "http", "target_url": "http://a.example/", "target_secret_env": "S"}, "not encrypted"),
         ({"target_url": "https://a.example/"}, "not used"),
         ({"concurrency": 3}, "concurrency is not enforced yet"),
+        ({"hard_limit_seconds": 0}, "a body that hangs holds its job for ever"),
+        ({"hard_limit_seconds": 0, "soft_limit_seconds": 5}, "a body that hangs holds its job for ever"),
+        ({"success": "callback"}, "No provider can call back"),
+        ({"success": "check"}, "success = check: a @check function must be registered"),
+        ({"on_unconfirmed": "check_again"}, "on_unconfirmed = check_again: a @check function must be registered"),
+        ({"success": "check", "on_unconfirmed": "check_again"}, "success = check and on_unconfirmed = check_again"),
+        ({"check_url": "https://a.example/"}, "no secret to sign checks with"),
+        ({"check_url": "http://a.example/", "target_secret": True}, "answers can be forged"),
+        (
+            {**HTTP, "success": "callback", "confirm_within_seconds": 61},
+            "The proof may take 61 seconds, longer than the promised 1 minute",
+        ),
     ],
 )
 def test_warnings(fields: dict[str, Any], words: str) -> None:
     assert words in warnings(**fields)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {**HTTP, "success": "callback"},
+        {**HTTP, "hard_limit_seconds": 0},
+        {**HTTP, "success": "check", "check_url": "https://a.example/outcome", "on_unconfirmed": "check_again"},
+        {"success": "callback", "callback_secret": True},
+        {"success": "callback", "callback_secret_env": "PROVIDER_SECRET"},
+        {"success": "check", "check_url": "https://a.example/outcome", "target_secret_env": "SHOP_SECRET"},
+        {"success": "return", "confirm_within_seconds": 0, "check_every_seconds": 0},
+        {"dedupe_window_seconds": 7 * 86400},
+        {"dedupe_window_seconds": 30 * 86400, "keep_confirmed_days": 30},
+        {"dedupe_window_seconds": 0, "keep_confirmed_days": 1},
+    ],
+)
+def test_nothing_is_said_about_what_is_whole(fields: dict[str, Any]) -> None:
+    assert warnings(**fields) == ""
+
+
+def test_who_and_until_when_cannot_be_written_into_a_contract() -> None:
+    given = {"paused_until": "2030-01-01", "disabled_by": "me"}
+    assert {name: texts[0][:26] for name, texts in errors(**given).items()} == dict.fromkeys(
+        sorted(given), "Kept by the switch itself:"
+    )
+    assert errors(paused=True, paused_reason="not yet") == {}
+
+
 def test_one_attempt_needs_no_key() -> None:
-    assert check({"max_attempts": 1}).warnings == []
+    assert check({"max_attempts": 1, "hard_limit_seconds": 60}).warnings == []
 
 
 def test_files_under_review_may_not_retry_without_a_key() -> None:
@@ -228,32 +292,26 @@ def test_a_new_key_template_is_a_warning() -> None:
 
 def test_every_field_of_the_model_has_a_kind() -> None:
     kinds = contract_fields.VERSIONED | contract_fields.CURRENT | contract_fields.SWITCHES
-    beside = {"name", "version", "created_at", "changed_at", "target_secret"}
+    beside = {"name", "version", "created_at", "changed_at", *STORED_SECRETS}
     assert kinds | beside == {field.name for field in JobType._meta.concrete_fields}
     assert not contract_fields.VERSIONED & contract_fields.CURRENT
 
 
 def test_the_reader_of_contracts_agrees_on_what_is_always_current() -> None:
-    switches_and_secrets = contract_fields.SWITCHES | {"target_secret"}
+    switches_and_secrets = contract_fields.SWITCHES | STORED_SECRETS
     assert contracts.CURRENT_FIELDS - switches_and_secrets <= contract_fields.CURRENT
+    assert set(contract_fields.SECRETS) < STORED_SECRETS
 
 
 def test_fields_whose_engine_is_not_built() -> None:
     assert sorted(contract_rules.NOT_ENFORCED) == [
         "batch_size",
-        "callback_secret_env",
         "canary_ratio",
-        "check_every_seconds",
-        "check_url",
         "concurrency",
-        "confirm_within_seconds",
         "deferrable",
         "dependency",
         "group_concurrency",
         "group_rate_per_second",
-        "hard_limit_seconds",
-        "keep_confirmed_days",
-        "keep_other_days",
         "ordered",
         "ordered_on_failure",
         "overlap",
@@ -262,7 +320,6 @@ def test_fields_whose_engine_is_not_built() -> None:
         "provider_key_ttl_seconds",
         "rate_burst",
         "rate_per_second",
-        "soft_limit_seconds",
     ]
 
 
@@ -318,13 +375,65 @@ def test_two_values_never_share_a_key(one: str, two: str) -> None:
         assert (key(one) == key(two)) == (one == two)
 
 
+def promise(**fields: Any) -> str:
+    return promise_sentence({**contract_fields.defaults(), **SOUND, **fields})
+
+
 def test_the_promise_in_words() -> None:
-    fields = {**contract_fields.defaults(), **SOUND, "window_seconds": 90, "target_ratio": 0.999, "max_attempts": 1}
-    assert promise_sentence(fields) == (
+    assert promise(window_seconds=90, target_ratio=0.999, max_attempts=1) == (
         "99.9% of jobs are confirmed within 90 seconds of being ready. Done means that the handler returned the "
-        "reference that the outside world gave. A job gets one attempt; not settled after 7 days it expires. Each job "
-        "has a key, and one key is accepted once, as long as its job is kept."
+        "reference that the outside world gave. A job whose run returned without one becomes a dead letter. A run is "
+        "stopped after 1 minute. A job gets one attempt; not settled after 7 days it expires. Each job has a key, and "
+        "one key is accepted once, as long as its job is kept."
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"on_unconfirmed": "retry"}, "whose run returned without one is run again."),
+        (
+            {"on_unconfirmed": "check_again", "check_every_seconds": 30},
+            "without one is checked every 30 seconds until its max age.",
+        ),
+        ({"success": "return"}, "Done means only that the handler returned; it is shown as unverified. A run"),
+        (
+            {"success": "callback", "confirm_within_seconds": 300},
+            "the provider called back. A job without that within 5 minutes of its run becomes a dead letter.",
+        ),
+        (
+            {"success": "check", "on_unconfirmed": "retry"},
+            "found the outcome in the outside world; it asks every 10 seconds. A job without that within 1 minute of "
+            "its run is run again.",
+        ),
+        ({"soft_limit_seconds": 30}, "A run is told to stop after 30 seconds and is stopped after 1 minute."),
+        ({"hard_limit_seconds": 0}, "Nothing stops a run that hangs."),
+        (
+            {"hard_limit_seconds": 0, "soft_limit_seconds": 30},
+            "told to stop after 30 seconds; nothing stops a run that hangs.",
+        ),
+        ({"hard_limit_seconds": 0, "soft_limit_seconds": 5, "handler": "http"}, "told to stop after 5 seconds. A job"),
+        ({"hard_limit_seconds": 0, "handler": "http"}, "becomes a dead letter. A job gets"),
+    ],
+)
+def test_the_promise_names_proof_and_limits(fields: dict[str, Any], words: str) -> None:
+    assert words in promise(**fields)
+
+
+@pytest.mark.parametrize(
+    ("types", "own", "words"),
+    [
+        (0, 0, "No job types are in it."),
+        (1, 0, "1 job type is in it."),
+        (3, 1, "3 job types are in it, 1 of them with a share of its own."),
+    ],
+)
+def test_the_promise_of_a_tier(types: int, own: int, words: str) -> None:
+    tier = {"number": 2, "name": "Customer facing", "target_ratio": 0.995, "backlog_limit": 1_000_000}
+    sentence = tier_sentence(tier, types=types, own=own)
+    assert sentence.startswith("In tier 2 (Customer facing) 99.5% of jobs are confirmed within the window")
+    assert words in sentence
+    assert "From 1,000,000 waiting jobs on" in sentence
 
 
 def test_the_next_delays() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import IntegrityError, connection, transaction
 
 from queues import contract_versions, contracts, secrets_box
+from queues.contract_switches import database_now
 from queues.contract_versions import ContractChanged, ContractInvalid, JobsExist, Saved
 from queues.models import AuditEntry, BoardVersion, ContractRevision, JobType, StateCount, Tier
 
@@ -79,7 +81,12 @@ def test_switches_are_not_part_of_a_version() -> None:
 
 
 def test_a_new_type_may_start_switched_off() -> None:
-    assert save(enabled=False).job_type.enabled is False
+    row = save(enabled=False, paused=True, paused_reason="not before Monday").job_type
+    assert (row.enabled, row.disabled_reason, row.disabled_by, row.disabled_until) == (False, "because", "ada", None)
+    assert (row.paused, row.paused_reason, row.paused_by) == (True, "not before Monday", "ada")
+    entry = AuditEntry.objects.get()
+    assert entry.after is not None
+    assert (entry.after["enabled"], entry.after["paused"]) == (False, True)
 
 
 def test_a_contract_that_breaks_a_rule_is_not_saved() -> None:
@@ -125,6 +132,50 @@ def test_a_secret_is_sealed_and_in_no_diff(settings: Any) -> None:
             assert cursor.fetchone() == (0,)
 
 
+def opened(sealed: bytes | memoryview | None) -> str | None:
+    return secrets_box.open(sealed) if sealed else None
+
+
+def test_the_callback_secret_before_a_change_is_taken_for_another_day(shift_clock: Callable[[str], None]) -> None:
+    row = save(callback_secret=SECRET).job_type
+    assert (opened(row.callback_secret), row.callback_secret_old, row.callback_secret_old_until) == (SECRET, None, None)
+    shift_clock("100 days")
+    before = database_now()
+    saved = save(callback_secret=SECRET + "2")
+    assert saved.diff == {"callback_secret": ["set", "changed"]}
+    row = JobType.objects.get(pk=NAME)
+    assert (opened(row.callback_secret), opened(row.callback_secret_old)) == (SECRET + "2", SECRET)
+    assert row.callback_secret_old_until is not None
+    # By the database's clock, which the test has moved.
+    assert timedelta(0) <= row.callback_secret_old_until - before - timedelta(hours=24) < timedelta(minutes=1)
+    assert row.target_secret is None
+    save(callback_secret=SECRET + "3")
+    row.refresh_from_db()
+    assert opened(row.callback_secret_old) == SECRET + "2"
+
+
+def test_a_removed_callback_secret_is_not_taken_any_more() -> None:
+    save(callback_secret=SECRET)
+    save(callback_secret=SECRET + "2")
+    saved = save(callback_secret=None)
+    assert (saved.version, saved.diff) == (3, {"callback_secret": ["set", "removed"]})
+    row = JobType.objects.get(pk=NAME)
+    assert (row.callback_secret, row.callback_secret_old, row.callback_secret_old_until) == (None, None, None)
+    assert save(callback_secret=None).version is None
+    assert actions() == ["contract.created", "contract.changed", "contract.changed"]
+    revision = ContractRevision.objects.get(job_type_id=NAME, version=3)
+    assert not {"callback_secret", "callback_secret_old"} & revision.fields.keys()
+
+
+def test_both_secrets_at_once_are_two_changes() -> None:
+    saved = save(handler="http", target_url="https://a.example/", target_secret=SECRET, callback_secret=SECRET + "c")
+    assert saved.diff["target_secret"] == saved.diff["callback_secret"] == ["not set", "set"]
+    saved = save(target_secret=SECRET + "2")
+    assert saved.diff == {"target_secret": ["set", "changed"]}
+    row = JobType.objects.get(pk=NAME)
+    assert (opened(row.target_secret), opened(row.callback_secret)) == (SECRET + "2", SECRET + "c")
+
+
 def test_without_encryption_keys_no_secret_is_stored(settings: Any) -> None:
     settings.ENCRYPTION_KEYS = []
     with pytest.raises(ImproperlyConfigured, match="ENCRYPTION_KEYS"):
@@ -146,7 +197,7 @@ def test_restore_is_a_new_version() -> None:
 
 def test_restore_of_a_version_that_todays_rules_refuse() -> None:
     save()
-    ContractRevision.objects.filter(job_type_id=NAME).update(fields={"success": "callback", "long_gone": 1})
+    ContractRevision.objects.filter(job_type_id=NAME).update(fields={"keep_other_days": 0, "long_gone": 1})
     with pytest.raises(ContractInvalid):
         contract_versions.restore(NAME, 1, actor="bob", reason="")
 
@@ -159,21 +210,6 @@ def test_compare() -> None:
     assert contract_versions.compare(NAME, 2, 1) == {"window_seconds": [45, 30]}
     with pytest.raises(ContractRevision.DoesNotExist):
         contract_versions.compare(NAME, 1, 4)
-
-
-def test_switches_are_audited_one_by_one() -> None:
-    save()
-    contract_versions.set_switch(NAME, paused=True, reason="provider is down", actor="bob", source="ui")
-    row = contract_versions.set_switch(NAME, paused=True, enabled=False, reason="stop", actor="bob")
-    assert (row.paused, row.paused_reason, row.enabled) == (True, "provider is down", False)
-    row = contract_versions.set_switch(NAME, paused=False, enabled=True, reason="go", actor="bob")
-    assert (row.paused, row.paused_reason, row.enabled, row.version) == (False, "", True, 1)
-    assert actions() == ["contract.created", "contract.paused", "contract.disabled", "contract.enabled",
-                         "contract.resumed"]  # fmt: skip
-    entry = AuditEntry.objects.filter(action="contract.paused").get()
-    assert (entry.before, entry.after, entry.reason) == ({"paused": False}, {"paused": True}, "provider is down")
-    with pytest.raises(JobType.DoesNotExist):
-        contract_versions.set_switch("gone", paused=True, reason="", actor="bob")
 
 
 def test_a_type_with_jobs_is_not_deleted() -> None:

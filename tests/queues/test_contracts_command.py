@@ -17,6 +17,7 @@ tier = 1
 key_required = true
 key_template = "invoice-{invoice_id}"
 window_seconds = 30
+hard_limit_seconds = 60
 schema = { type = "object", required = ["invoice_id"] }
 """
 
@@ -50,6 +51,8 @@ def test_check_needs_no_database(tmp_path: Path) -> None:
         ("[job_types.billing.receipt]\ntier = 1", 'is written as [job_types."billing.receipt"]'),
         ("[job_type.x]\ntier = 1", "unknown key job_type;"),
         ("[job_types.x]\ntarget_secret = 's'", "does not belong in a file"),
+        ("[job_types.x]\ncallback_secret = 's'", "name a variable in callback_secret_env"),
+        ("[job_types.x]\ncallback_secret_old = 's'", "x: unknown key callback_secret_old"),
         ("[job_types.X]\ntier = 1", "'X': Use 1 to 64"),
         ("[job_types]\nx = 1", "x: not a table"),
         ("", "no [job_types"),
@@ -85,6 +88,9 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         ("window_seconds = 2026-11-21", "window_seconds"),
         ("key_template = 'x-{uuid}'", "key_template"),
         ("key_required = false", "key_required"),
+        ("paused_until = 2030-01-01T00:00:00Z", "paused_until"),
+        ("disabled_by = 'me'", "disabled_by"),
+        ("success = 'check'\ncheck_every_seconds = 0", "check_every_seconds"),
         ('description = "a\\u0000b"', "description"),
     ],
 )
@@ -136,6 +142,14 @@ def test_sync_drops_no_type_and_touches_no_switch(tmp_path: Path) -> None:
     row = JobType.objects.get(name="billing.receipt")
     assert (row.paused, row.paused_reason, row.version) == (True, "provider is down", 1)
     assert JobType.objects.filter(name="other").exists()
+
+
+@pytest.mark.django_db
+def test_a_new_type_may_start_paused_with_a_reason(tmp_path: Path) -> None:
+    file = write(tmp_path, SOUND + '\npaused = true\npaused_reason = "the provider is not ready"')
+    assert run("sync", file, "--actor", "deploy")[0] == 0
+    row = JobType.objects.get()
+    assert (row.paused, row.paused_reason, row.paused_by) == (True, "the provider is not ready", "deploy")
 
 
 @pytest.mark.django_db

@@ -1,4 +1,4 @@
-"""The HTTP handler against a real receiver: what is sent, how it is signed, what each answer becomes (S-17)."""
+"""The HTTP handler and check against a real receiver: what is sent and signed, what each answer becomes (S-17)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qs
 from uuid import UUID
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from queues import callback_tokens, http_target, secrets_box
-from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, PermanentError, RetryLater
-from queues.http_target import SecretMissing, TargetFailed, deliver, signing_key
+from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, PermanentError, Rejected, RetryLater
+from queues.http_target import CheckFailed, SecretMissing, TargetFailed, ask, deliver, signing_key
 from queues.outbound import TargetRefused, TargetTimeout, TargetUnreachable
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -36,6 +37,13 @@ class Target:
     target_secret: bytes | None = None
 
 
+@dataclass(frozen=True)
+class CheckTarget:
+    check_url: str
+    target_secret_env: str = "SHOP_SECRET"
+    target_secret: bytes | None = None
+
+
 @dataclass
 class Receiver:
     """A service of somebody else: keeps what it got and answers what it was told to."""
@@ -45,6 +53,9 @@ class Receiver:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b'{"ref": "re_1"}'
     paths: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+    """As they stand in the request line; the server's own parser changes some."""
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     hang: threading.Event | None = None
 
@@ -57,8 +68,13 @@ def receiver(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Receive
     told = Receiver()
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.do_POST()
+
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            told.methods.append(self.command)
+            told.targets.append(self.requestline.split(" ")[1])
             told.paths.append(self.path)
             told.got.append((dict(self.headers.items()), body))
             if told.hang is not None:
@@ -312,3 +328,131 @@ def test_a_sealed_secret(settings: Any) -> None:
 def test_the_payload_is_sent_as_it_was_stored(receiver: Receiver) -> None:
     deliver(make_context(payload_text=json.dumps({"a": "é"}, ensure_ascii=False)), Target(receiver.url))
     assert receiver.got[0][1] == '{"a": "é"}'.encode()
+
+
+def ask_at(receiver: Receiver, path: str = "/status", **overrides: Any) -> Confirmed | Rejected | None:
+    """Ask the receiver, which answers what it was told to."""
+    url = receiver.url.removesuffix("/jobs") + path
+    return ask(make_context(**overrides), CheckTarget(url))
+
+
+def test_the_question(receiver: Receiver) -> None:
+    receiver.body = b'{"outcome": "unknown"}'
+    assert ask_at(receiver, trace_text=json.dumps({"traceparent": TRACE}), probe=True) is None
+    headers, body = receiver.got[0]
+    path, _, query = receiver.paths[0].partition("?")
+    assert (receiver.methods, path, body) == (["GET"], "/status", b"")
+    assert parse_qs(query, strict_parsing=True) == {
+        "job_id": [str(JOB_ID)],
+        "type": ["billing.receipt"],
+        "idempotency_key": ["jb_" + "0" * 32],
+    }
+    assert headers["webhook-id"] == headers["Jobsboard-Job-Id"] == str(JOB_ID)
+    assert headers["Idempotency-Key"] == "jb_" + "0" * 32
+    assert (headers["Jobsboard-Job-Type"], headers["Jobsboard-Attempt"]) == ("billing.receipt", "2")
+    assert (headers["Jobsboard-Probe"], headers["traceparent"]) == ("true", TRACE)
+    assert "Jobsboard-Callback-Url" not in headers
+    assert "Content-Type" not in headers
+
+
+def test_the_known_reference_is_asked_for(receiver: Receiver) -> None:
+    receiver.body = b'{"outcome": "confirmed"}'
+    assert ask_at(receiver, "/status?tenant=7#part", reference="re 1&x") == Confirmed("re 1&x")
+    assert parse_qs(receiver.paths[0].partition("?")[2])["ref"] == ["re 1&x"]
+    assert receiver.paths[0].startswith("/status?tenant=7&job_id=")
+
+
+@pytest.mark.parametrize(
+    "path", ["/status", "/a/../b", "/%7e/%c3%bc?q=[1]", "/a b?c=d e", "//two//slashes", "", "?x=%zz", "/p;k=v"]
+)
+def test_the_signature_is_over_the_line_that_is_sent(receiver: Receiver, path: str) -> None:
+    """A receiver has no body to verify: it takes path and query as they arrived."""
+    if " " in path:
+        with pytest.raises(CheckFailed):
+            ask_at(receiver, path)
+        return
+    receiver.body = b'{"outcome": "unknown"}'
+    ask_at(receiver, path)
+    headers, _ = receiver.got[0]
+    Webhook(SECRET).verify(receiver.targets[0], headers, json_parse=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        (b'{"outcome": "confirmed", "ref": "re_2"}', Confirmed("re_2")),
+        (b'{"outcome": "confirmed", "ref": 42}', Confirmed("42")),
+        (b'{"outcome": "confirmed"}', Confirmed("confirmed by check")),
+        (b'{"outcome": "confirmed", "ref": " "}', Confirmed("confirmed by check")),
+        (b'{"outcome": "unknown", "ref": "re_2", "more": 1}', None),
+    ],
+)
+def test_answers_of_a_check(receiver: Receiver, body: bytes, outcome: Confirmed | None) -> None:
+    receiver.body = body
+    assert ask_at(receiver) == outcome
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"outcome": "rejected", "detail": "bounced\\u001b[31m, password=hunter2"}', "bounced\\x1b[31m, password="),
+        (b'{"outcome": "rejected"}', "127.0.0.1 says that the work was rejected"),
+        (b'{"outcome": "rejected", "detail": 1}', "127.0.0.1 says that the work was rejected"),
+    ],
+)
+def test_a_check_that_rejects(receiver: Receiver, body: bytes, detail: str) -> None:
+    receiver.body = body
+    said = ask_at(receiver)
+    assert isinstance(said, Rejected)
+    assert str(said).startswith(detail)
+    assert "hunter2" not in str(said)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b""),
+        (200, b"confirmed"),
+        (200, b'["confirmed"]'),
+        (200, b'{"outcome": "Confirmed"}'),
+        (200, b'{"outcome": true}'),
+        (200, b'{"outcome": null}'),
+        (200, b'{"outcome": ["confirmed"]}'),
+        (200, b"[" * 60_000),
+        (200, b'{"outcome": "confirmed", "x": "' + b"x" * 70_000 + b'"}'),
+        (201, b'{"outcome": "confirmed"}'),
+        (202, b'{"outcome": "confirmed"}'),
+        (302, b'{"outcome": "confirmed"}'),
+        (404, b'{"outcome": "rejected"}'),
+        (503, b"later"),
+    ],
+)
+def test_a_check_that_cannot_answer(receiver: Receiver, status: int, body: bytes) -> None:
+    """A wrong word for yes is no yes, and no no either."""
+    receiver.status, receiver.body, receiver.headers = status, body, {"Location": "http://169.254.169.254/"}
+    with pytest.raises(CheckFailed):
+        ask_at(receiver)
+    assert len(receiver.got) == 1
+
+
+def test_a_check_in_time(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_target, "CHECK_SECONDS", 0.3)
+    receiver.hang = threading.Event()
+    with pytest.raises(CheckFailed):
+        ask_at(receiver)
+    receiver.hang.set()
+
+
+def test_a_check_obeys_the_rules_for_addresses(settings: Any, receiver: Receiver) -> None:
+    """S-17 for the second kind of request."""
+    settings.OUTBOUND_ALLOWED_CIDRS = []
+    with pytest.raises(CheckFailed):
+        ask_at(receiver)
+    assert receiver.got == []
+
+
+def test_a_check_is_not_sent_unsigned(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SHOP_SECRET")
+    with pytest.raises(CheckFailed):
+        ask_at(receiver)
+    assert receiver.got == []

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from typing import Final
 from uuid import uuid4
 
 import pytest
 
+from queues.runtime import leases
 from queues.runtime.leases import ENTRIES, SLOTS, LeaseTable, alive
 
 
@@ -33,6 +36,93 @@ def test_what_a_body_holds_its_heartbeat_sees() -> None:
     slot.drop(job, 7)
     slot.drop(job, 7)
     assert list(theirs.held()) == []
+
+
+def test_the_heartbeat_sees_how_far_a_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not begun, running with a limit, ended: no limit holds an end that waits to be written."""
+    ours, theirs = _both()
+    slot, job = ours.take_slot(), uuid4()
+    monkeypatch.setattr(leases, "now", lambda: 200.0)
+    slot.hold(job, 1, 15, since=100.0)
+    [held] = theirs.held()
+    assert (held.began, held.hard_limit, held.passed(1e9)) == (0, 0, False)
+    slot.begin(job, 1, hard_limit=60)
+    [held] = theirs.held()
+    assert (held.began, held.hard_limit, held.passed(260.0), held.passed(260.1)) == (200.0, 60, False, True)
+    slot.ended(job, 1)
+    slot.ended(job, 1)
+    [held] = theirs.held()
+    assert (held.began, held.passed(1e9)) == (-200.0, False)
+    slot.begin(job, 2, hard_limit=1)
+    slot.ended(job, 2)
+    slot.drop(job, 1)
+    slot.begin(job, 1, hard_limit=1)
+    assert list(theirs.held()) == []
+
+
+def test_without_a_hard_limit_none_passes() -> None:
+    """0 is none."""
+    ours, theirs = _both()
+    slot, job = ours.take_slot(), uuid4()
+    slot.hold(job, 1, 15, since=0)
+    slot.begin(job, 1, hard_limit=0)
+    [held] = theirs.held()
+    assert held.began > 0
+    assert not held.passed(1e9)
+
+
+def test_a_mark_is_for_one_run_and_is_seen_by_all() -> None:
+    """Overdue is known to the next heartbeat process too; a mark that comes late does not hit the entry's next run."""
+    ours, theirs = _both()
+    slot, job = ours.take_slot(), uuid4()
+    slot.hold(job, 1, 15, since=0)
+    slot.begin(job, 1, hard_limit=1)
+    [seen] = theirs.held()
+    assert theirs.unchanged(seen)
+    theirs.mark_overdue(seen)
+    assert not theirs.unchanged(seen)
+    assert [held.overdue for held in ours.held()] == [True]
+    slot.drop(job, 1)
+    assert not theirs.unchanged(seen)
+    slot.hold(job, 1, 15, since=0)
+    assert not theirs.unchanged(seen)
+    theirs.mark_overdue(seen)
+    assert [held.overdue for held in theirs.held()] == [False]
+
+
+def test_a_reader_never_sees_a_mix_of_two_runs() -> None:
+    """A kill is decided on what stands here: while another process puts runs in and takes them out, whatever is seen
+    belongs to one run."""
+    table = LeaseTable()
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(table.fd)], pass_fds=[table.fd], env={**os.environ, "PYTHONPATH": "."}
+    )
+    try:
+        seen = set()
+        give_up = time.monotonic() + 20
+        while len(seen) < 2000 and time.monotonic() < give_up:
+            for held in table.held():
+                n = held.id.int
+                assert (held.fence, held.renewed_at, held.lease_seconds) == (n, float(n), float(n % 1000))
+                assert held.hard_limit in (0.0, float(n % 1000))
+                seen.add(n)
+    finally:
+        writer.kill()
+        writer.wait()
+    assert len(seen) >= 2000
+
+
+WRITER: Final = """
+import sys
+from uuid import UUID
+from queues.runtime.leases import LeaseTable
+slot = LeaseTable(int(sys.argv[1])).take_slot()
+for n in range(1, 2**31):
+    job = UUID(int=n)
+    slot.hold(job, n, n % 1000, since=float(n))
+    slot.begin(job, n, hard_limit=n % 1000)
+    slot.drop(job, n)
+"""
 
 
 def test_a_body_is_told_to_stop() -> None:

@@ -60,7 +60,8 @@ def change_type(**values: Any) -> None:
 def run_of(job: Job) -> Run:
     """Return the run that holds a job, as its worker remembers it."""
     return Run(
-        job.id, job.fence, TYPE, 1, job.attempt, job.begun, "{}", "", None, 0.0, 0.0, "[]", False, None, 15
+        job.id, job.fence, TYPE, 1, job.attempt, job.begun, "{}", "", None, 0.0, 0.0, "[]", False, None, 15,
+        job.root, None, job.checks,
     )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def runner(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     make_type()
     contracts.all_current()
     yield Runner(LeaseTable(), node="test")
-    handlers._registry.pop(TYPE, None)
+    handlers._handlers.pop(TYPE, None)
 
 
 def _begin_raw() -> None:
@@ -124,7 +124,7 @@ def test_an_open_transaction_ends_with_its_body(how: str, runner: Runner) -> Non
     assert not connection.in_atomic_block
     assert connection.get_autocommit()
     again = Rival(lambda: accept(2)).outcome()
-    handlers._registry.pop(TYPE)
+    handlers._handlers.pop(TYPE)
     handlers.handler(TYPE)(lambda job: Confirmed("again"))
     assert runner.run(again) == 2
     _until(lambda: outside()[3:] == ["confirmed"] * 2, "the next chunk's ends were not committed")
@@ -210,9 +210,9 @@ def _ended(outcome: Any) -> tuple[Run, End]:
     try:
         [run] = claim(accept())
         context = Runner._context(run, LeaseTable().take_slot())
-        return run, execute(run, context)
+        return run, execute(run, context, begin=lambda limit: None).end
     finally:
-        handlers._registry.pop(TYPE)
+        handlers._handlers.pop(TYPE)
 
 
 @pytest.mark.django_db
@@ -237,7 +237,7 @@ def test_a_result_with_nul_or_its_escape_is_stored(result: Any, stored: Any, mon
 
 def test_an_end_without_its_data_keeps_its_evidence() -> None:
     """I-13: the proof of what happened outside is not exchanged for a note that something could not be stored."""
-    run = Run(uuid4(), 3, TYPE, 1, 1, 1, "{}", "jb_x", None, 0.0, 0.0, "[]", False, None, 15)
+    run = Run(uuid4(), 3, TYPE, 1, 1, 1, "{}", "jb_x", None, 0.0, 0.0, "[]", False, None, 15, uuid4(), None, 0)
     end = confirmed(run, ref="true-ref", result={"n": "\x00"})
     kept = _without_data(end, ValueError("bad"))
     assert (kept.id, kept.fence, kept.verdict) == (run.id, 3, Verdict.CONFIRMED)

@@ -66,7 +66,7 @@ _OTHER_VALUES = {
     "cancel_requested": "NOT cancel_requested", "probe": "NOT probe", "canary": "NOT canary", "window_seconds": "9",
     "request_hash": "sha256('x')", "idempotency_key": "'x'", "root": "jobs_uuid7()", "replay_of": "jobs_uuid7()",
     "id": "jobs_uuid7()", "evidence": """'{"kind": "forged"}'""", "result": "'9'", "progress": "'9'",
-    "failures": "'[9]'", "trace": "'{}'", "seq": "9",
+    "failures": "'[9]'", "trace": "'{}'", "seq": "9", "checks": "9", "rejection": "'{}'",
 }  # fmt: skip
 
 

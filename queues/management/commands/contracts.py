@@ -21,7 +21,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 
 from queues import contract_rules, contract_versions
-from queues.contract_fields import FIELDS, SWITCHES, defaults
+from queues.contract_fields import FIELDS, SECRETS, SWITCHES, defaults
 from queues.models import JobType
 from queues.models.contract import NAME
 
@@ -167,8 +167,8 @@ def _named(file: Path, name: str, fields: Any) -> Named:
     if not re.match(NAME.regex, name):
         _trouble(file, f"{name!r}: {NAME.message}" + ("" if "." not in name else ' Quote it: [job_types."a.b"]'))
     for key, value in fields.items():
-        if key == "target_secret":
-            _trouble(file, f"{name}: target_secret does not belong in a file; name a variable in target_secret_env")
+        if key in SECRETS:
+            _trouble(file, f"{name}: {key} does not belong in a file; name a variable in {key}_env")
         if key not in FIELDS:
             hint = f'; a type with a dot is written as [job_types."{name}.{key}"]' if isinstance(value, dict) else ""
             _trouble(file, f"{name}: unknown key {key}{hint}")

@@ -1,0 +1,142 @@
+"""Evidence from outside: confirm, reject, keep what came too early, too late or against what is known.
+
+The row decides under its lock (DESIGN.md section 5); finding the job, and its lineage, is `queues.confirmation`'s.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+from queues.lifecycle.settle import SETTLED_ROWS, append_failure, fingerprint_of
+from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, named, records
+from queues.states import JobState
+
+
+class Applied(StrEnum):
+    """What a proof did."""
+
+    CONFIRMED = "confirmed"
+    KEPT = "kept"
+    """Stored in the row of a run that still goes on; it counts when that one ends."""
+    REJECTED = "rejected"
+    """Dead now."""
+    RETRYING = "retrying"
+    """Rejected, and another attempt follows."""
+    DUPLICATE = "duplicate"
+    """It says what is known."""
+    LATE = "late"
+    """The job has ended otherwise; kept as late evidence."""
+    CONTRADICTION = "contradiction"
+    """A rejection of what is confirmed: kept and counted, nothing changed."""
+    SUPERSEDED = "superseded"
+    """A rejection of a run that is no longer the newest; kept, nothing changed."""
+    PENDING = "pending"
+    """Its reference matches no job so far: in the inbox."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """One piece of evidence about one job. `fence` None means its current run. Units: `retry_in` in seconds."""
+
+    id: UUID
+    positive: bool
+    kind: str
+    ref: str | None = None
+    detail: str = ""
+    retryable: bool = False
+    fence: int | None = None
+    retry_in: float = 0.0
+    by: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proven:
+    """What became of it. `replayed_by` is set where the lineage goes on."""
+
+    id: UUID
+    applied: Applied
+    state: JobState
+    replayed_by: UUID | None
+
+
+NOTES_KEPT = 20
+
+_SAID = """jsonb_strip_nulls(jsonb_build_object('kind', h.kind, 'ref', h.ref, 'detail', nullif(h.detail, ''),
+      'run', h.run, 'by', h.by))"""
+
+CONFIRM = f"""
+WITH item AS (
+  SELECT * FROM json_to_recordset(%(proofs)s::json) AS i (id uuid, positive boolean, kind text, ref text, detail text,
+    retryable boolean, fence integer, retry_in float8, by text)
+), hit AS MATERIALIZED (
+  SELECT i.*, j.state AS was, now.at AS now, coalesce(i.fence, j.fence) AS run, j.replayed_by,
+    j.evidence ->> 'ref' AS known, CASE
+      WHEN i.positive THEN CASE
+        WHEN {STATE} IN ('accepted', 'retrying', 'awaiting_confirmation') THEN 'confirmed'
+        WHEN {STATE} = 'processing' AND j.evidence IS NULL THEN 'kept'
+        WHEN {STATE} IN ('processing', 'confirmed') THEN 'duplicate'
+        ELSE 'late' END
+      WHEN i.fence <> j.fence OR j.fence = 0 THEN 'superseded'
+      WHEN j.evidence IS NOT NULL THEN 'contradiction'
+      WHEN (j.rejection ->> 'fence')::integer = j.fence THEN 'duplicate'
+      WHEN {STATE} = 'processing' THEN 'kept'
+      WHEN {STATE} IN ('dead', 'expired', 'cancelled')
+        THEN CASE j.reason WHEN 'rejected' THEN 'duplicate' ELSE 'late' END
+      WHEN i.retryable AND j.attempt < j.attempt_limit THEN 'retrying'
+      ELSE 'rejected' END AS applied
+  FROM queues_job j JOIN item i ON i.id = j.id CROSS JOIN (SELECT jobs_clock() AS at) AS now
+  WHERE j.id = ANY(%(ids)s::uuid[])
+  ORDER BY j.id FOR UPDATE OF j
+), told AS (
+  -- A second reference for one business action is kept as well: it may mean that the action happened twice.
+  SELECT h.*, applied IN ('late', 'contradiction', 'superseded')
+    OR (applied = 'duplicate' AND positive AND ref IS NOT NULL AND ref IS DISTINCT FROM known) AS note,
+    {_SAID} AS said
+  FROM hit h
+), changed AS (
+  UPDATE queues_job j SET
+    state = CASE h.applied WHEN 'confirmed' THEN 'confirmed' WHEN 'rejected' THEN 'dead' WHEN 'retrying' THEN 'retrying'
+      ELSE j.state END,
+    evidence = CASE WHEN h.positive AND h.applied IN ('confirmed', 'kept')
+      THEN h.said || jsonb_build_object('ref', h.ref, 'at', h.now, 'late', false) ELSE j.evidence END,
+    rejection = CASE WHEN NOT h.positive AND h.applied IN ('kept', 'rejected', 'retrying')
+      THEN h.said || jsonb_build_object('fence', h.run, 'retryable', h.retryable, 'at', h.now) ELSE j.rejection END,
+    reason = CASE h.applied WHEN 'rejected' THEN 'rejected' ELSE j.reason END,
+    resolution = CASE h.applied WHEN 'rejected' THEN 'open' ELSE j.resolution END,
+    due_at = CASE WHEN h.applied IN ('confirmed', 'rejected') THEN NULL
+      WHEN h.applied = 'retrying' AND h.was = 'awaiting_confirmation' THEN h.now + make_interval(secs => h.retry_in)
+      ELSE j.due_at END,
+    confirm_by = CASE WHEN h.applied IN ('confirmed', 'rejected', 'retrying') THEN NULL ELSE j.confirm_by END,
+    settled_at = CASE WHEN h.applied IN ('confirmed', 'rejected') THEN h.now ELSE j.settled_at END,
+    failures = CASE WHEN h.applied IN ('rejected', 'retrying') THEN
+      {append_failure("jsonb_build_object('error_class', 'Rejected', 'message', coalesce(nullif(h.detail, ''),"
+                      " 'the outside world rejected the work'), 'attempt', j.attempt, 'started_at', j.started_at,"
+                      " 'finished_at', h.now, 'worker', j.worker)")} ELSE j.failures END,
+    fingerprint = CASE WHEN h.applied IN ('rejected', 'retrying') THEN {fingerprint_of("Rejected")}
+      ELSE j.fingerprint END,
+    late_evidence = CASE WHEN h.note AND jsonb_array_length(coalesce(j.late_evidence, '[]')) < {NOTES_KEPT}
+        AND NOT EXISTS (SELECT FROM jsonb_array_elements(coalesce(j.late_evidence, '[]')) AS e
+          WHERE e - 'at' = h.said || jsonb_build_object('outcome', h.outcome))
+      THEN coalesce(j.late_evidence, '[]') || jsonb_build_array(
+        h.said || jsonb_build_object('outcome', h.outcome, 'at', h.now))
+      ELSE j.late_evidence END
+  FROM (SELECT t.*, CASE WHEN positive THEN 'confirmed' ELSE 'rejected' END AS outcome FROM told t) AS h
+  WHERE {BETWEEN} AND j.id = h.id AND (h.note OR h.applied IN ('confirmed', 'kept', 'rejected', 'retrying'))
+  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
+    j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.applied, h.now
+), moved AS (SELECT * FROM changed WHERE state <> was),
+counted AS ({delta(*SETTLED_ROWS)}), noted AS (
+  INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
+  SELECT date_trunc('minute', now), type, tier,
+    CASE applied WHEN 'late' THEN 'late_evidence' ELSE 'contradictions' END, -1, 1, 0
+  FROM changed WHERE applied IN ('late', 'contradiction')
+)
+SELECT t.id, t.applied, coalesce(c.state, t.was), t.replayed_by FROM told t LEFT JOIN changed c ON c.id = t.id
+"""
+
+
+def confirm(proofs: Sequence[Proof]) -> list[Proven]:
+    """Apply evidence, at most one piece for each job. A job that does not come back is not there."""
+    rows = execute(CONFIRM, {**named([proof.id for proof in proofs]), "proofs": records(proofs)})
+    return [Proven(id=i, applied=Applied(a), state=JobState(s), replayed_by=r) for i, a, s, r in rows]

@@ -1,0 +1,152 @@
+"""Ask the world: the check of a job type, before another run or while its proof is awaited.
+
+Not here: when a check is due (`lifecycle.check`, the scheduler's `confirmations`) and what its answer does to the row.
+"""
+
+import random
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal
+
+from queues import contracts, handlers, http_target, retry
+from queues.contracts import Contract
+from queues.handlers import Check, Confirmed, JobContext, NoCheck, Rejected, RetryLater
+from queues.lifecycle import CheckEnd, DueCheck
+from queues.runtime import limits, story
+
+CHECK_SECONDS: Final = 30.0
+"""A check may take no longer, whatever its contract allows the job."""
+LESS_OFTEN: Final = 0.1
+"""Past its deadline a check waits for this share of the time that it has waited already, at most LONGEST_WAIT."""
+LONGEST_WAIT: Final = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a check said. `none`: not so far; `failed`: it could not find out. Units: `wait` in seconds."""
+
+    outcome: Literal["confirmed", "rejected", "none", "failed"]
+    evidence: dict[str, Any] | None = None
+    result: Any = None
+    told: story.Story | None = None
+    wait: float | None = None
+
+
+def find(contract: Contract) -> Check | None:
+    """Return the check of a type: the registered function, else the contract's address."""
+    check = handlers.find_check(contract.name)
+    if check is None and contract.check_url:
+        return partial(http_target.ask, contract=contract)
+    return check
+
+
+def ask(check: Check, context: JobContext, contract: Contract) -> Finding:
+    """Ask, and turn whatever comes back into a finding; nothing is raised."""
+    try:
+        with limits.soft_limit(min(contract.soft_limit_seconds or CHECK_SECONDS, CHECK_SECONDS)):
+            answer = check(context)
+        if isinstance(answer, Rejected):
+            raise answer
+        if answer is None:
+            return Finding(outcome="none")
+        if not isinstance(answer, Confirmed):
+            raise TypeError(f"a check returns Confirmed, Rejected or None, not {type(answer).__name__}")
+    except Rejected as error:
+        return Finding(outcome="rejected", told=story.of_error(error, type=context.type, reason="rejected"))
+    except BaseException as error:  # a check that fails must end like one that answers
+        wait = error.seconds if isinstance(error, RetryLater) else None
+        return Finding(outcome="failed", told=story.of_error(error, type=context.type), wait=wait)
+    ref = answer.ref or context.reference
+    return Finding(
+        outcome="confirmed",
+        evidence=story.evidence("check", ref),
+        result=story.json_result(context.id, answer.result),
+    )
+
+
+def poll(due: DueCheck) -> CheckEnd:
+    """Ask a claimed check of an awaiting job, and say what follows."""
+    try:
+        contract = contracts.of_version(due.type, due.contract_version)
+    except Exception as error:  # its contract cannot be read now; it is asked again
+        told = story.of_error(error, type=due.type)
+        return _end(due, Finding(outcome="failed", told=told), next_in=CHECK_SECONDS, give_up=None)
+    check = find(contract)
+    if check is None:
+        missing = NoCheck(f"no check is registered for {due.type!r}, and its contract has no check_url")
+        finding = Finding(outcome="failed", told=story.of_error(missing, type=due.type))
+    else:
+        finding = ask(check, _context(due), contract)
+    return _end(due, finding, next_in=_next(due, finding, contract), give_up=_give_up(due, finding, contract))
+
+
+def put_off_seconds(checks: int, finding: Finding, contract: Contract) -> float:
+    """Return how long an attempt waits whose check could not answer."""
+    if finding.wait is not None:
+        return finding.wait
+    return max(1.0, _backoff(checks + 1, contract))
+
+
+def _next(due: DueCheck, finding: Finding, contract: Contract) -> float:
+    wait = float(contract.check_every_seconds)
+    if due.waited > contract.confirm_within_seconds:
+        wait = max(wait, min(due.waited * LESS_OFTEN, LONGEST_WAIT))
+    if finding.outcome == "failed":
+        wait = max(wait, finding.wait or _backoff(due.checks, contract))
+    return max(1.0, wait)
+
+
+def _give_up(due: DueCheck, finding: Finding, contract: Contract) -> str | None:
+    """A check that does not answer is given up like an attempt, but not before the time that its proof has."""
+    tried = due.checks >= contract.max_attempts and due.waited >= contract.confirm_within_seconds
+    if finding.outcome != "failed" or not tried:
+        return None
+    return "retry" if contract.on_unconfirmed == "retry" else "dead"
+
+
+def _end(due: DueCheck, finding: Finding, *, next_in: float, give_up: str | None) -> CheckEnd:
+    # Of checks that fail in a row only the first and the last are told: the list of failures is short.
+    tell = finding.told is not None and (finding.outcome == "rejected" or due.checks == 1 or give_up is not None)
+    told = finding.told if tell else None
+    return CheckEnd(
+        id=due.id,
+        fence=due.fence,
+        due_at=due.due_at,
+        outcome=finding.outcome,
+        evidence=finding.evidence,
+        result=finding.result,
+        failure=told.failure if told else None,
+        fingerprint=told.fingerprint if told else None,
+        next_in=next_in,
+        give_up=give_up,
+    )
+
+
+def _backoff(number: int, contract: Contract) -> float:
+    return retry.delay(
+        number,
+        backoff=contract.backoff,
+        base=contract.backoff_base_seconds,
+        cap=contract.backoff_cap_seconds,
+        jitter=contract.jitter,
+        draw=random.random,
+    )
+
+
+def _context(due: DueCheck) -> JobContext:
+    return JobContext(
+        id=due.id,
+        type=due.type,
+        run=due.fence,
+        attempt=due.attempt,
+        payload_text=due.payload,
+        idempotency_key=due.idempotency_key,
+        group=due.group,
+        accepted_epoch=due.accepted_at,
+        deadline_epoch=due.expires_at,
+        maybe_duplicate=due.begun > 1,
+        failures_text=due.failures,
+        reference=due.reference,
+        probe=due.probe,
+        trace_text=due.trace,
+    )
