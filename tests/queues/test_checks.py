@@ -1,0 +1,367 @@
+"""Checks: asked before a run that may repeat an effect, and while a proof is awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+from uuid import UUID
+
+import pytest
+
+from queues import broker, confirmation, handlers, lifecycle
+from queues.handlers import Confirmed, JobContext, PermanentError, Rejected, RetryLater
+from queues.lifecycle.sweep import CHECKS_LOST_MOST
+from queues.models import JobType
+from queues.runtime.chunk import Runner
+from queues.runtime.execute import Ended, execute
+from queues.runtime.leases import LeaseTable
+from queues.scheduler import confirmations
+from queues.states import JobState
+from tests.factories import TYPE, accept, claim, get, lose_lease, make_type, set_columns, sql
+
+pytestmark = pytest.mark.django_db
+S = JobState
+Shift = Callable[[str], None]
+ASK: Final = {"success": "check", "check_every_seconds": 10, "confirm_within_seconds": 60, "backoff": "fixed",
+              "backoff_base_seconds": 20.0, "max_attempts": 2, "max_age_seconds": 3600}  # fmt: skip
+
+
+class World:
+    """What a check finds, and how often it and the handler were asked."""
+
+    def __init__(self) -> None:
+        self.answer: Any = None
+        self.outcome: Any = Confirmed("r-1")
+        self.asked: list[JobContext] = []
+        self.ran: list[JobContext] = []
+
+    def check(self, job: JobContext) -> Any:
+        """Answer as the test says."""
+        self.asked.append(job)
+        if isinstance(self.answer, BaseException) and not isinstance(self.answer, Rejected):
+            raise self.answer
+        return self.answer
+
+    def handle(self, job: JobContext) -> Any:
+        """Return or raise as the test says."""
+        self.ran.append(job)
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.fixture
+def world(db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A type whose handler and check are the test's."""
+    monkeypatch.setattr(broker, "is_short", lambda queue: False)
+    made = World()
+    handlers.handler(TYPE)(made.handle)
+    handlers.check(TYPE)(made.check)
+    yield made
+    handlers._handlers.pop(TYPE)
+    handlers._checks.pop(TYPE, None)
+
+
+def run_once(job_id: UUID) -> Ended:
+    """Claim, run and finish one job, without the threads of a worker."""
+    [run] = claim([job_id])
+    ended = execute(run, Runner._context(run, LeaseTable().take_slot()), begin=lambda limit: None)
+    if not ended.written:
+        lifecycle.settle([ended.end])
+    return ended
+
+
+def poll(job_id: UUID) -> None:
+    """Let the next check be due, and ask it as a worker does."""
+    set_columns(job_id, raw_due_at="jobs_now() - interval '1 ms'")
+    assert Runner(LeaseTable(), node="test").check([job_id]) == 1
+
+
+# While a proof is awaited.
+
+
+def test_a_check_confirms_what_the_handler_only_began(world: World) -> None:
+    """DESIGN 5: under `check` a returned Confirmed only keeps the reference; the world's word confirms."""
+    make_type(**ASK)
+    [job_id] = accept()
+    run_once(job_id)
+    job = get(job_id)
+    assert (job.state, job.reference, job.evidence) == (S.AWAITING_CONFIRMATION, "r-1", None)
+    assert job.due_at is not None and job.confirm_by is not None and job.finished_at is not None
+    assert (job.due_at - job.finished_at).total_seconds() == 10
+    assert (job.confirm_by - job.finished_at).total_seconds() == 60
+    poll(job_id)
+    assert (get(job_id).state, world.asked[-1].reference) == (S.AWAITING_CONFIRMATION, "r-1")
+    world.answer = Confirmed("seen", result={"books": 7})
+    poll(job_id)
+    job = get(job_id)
+    assert (job.state, job.result, job.attempt, len(world.ran)) == (S.CONFIRMED, {"books": 7}, 1, 1)
+    assert job.evidence is not None and (job.evidence["kind"], job.evidence["ref"]) == ("check", "seen")
+
+
+@pytest.mark.parametrize("how", ["returned", "raised"])
+def test_a_check_that_says_rejected_ends_the_job(world: World, how: str) -> None:
+    """Dead, `rejected`, with the partner's words."""
+    make_type(**ASK)
+    [job_id] = accept()
+    run_once(job_id)
+    if how == "returned":
+        world.answer = Rejected("account closed")
+    else:
+        handlers._checks.pop(TYPE)
+
+        def refuse(job: JobContext) -> None:
+            raise Rejected("account closed")
+
+        handlers.check(TYPE)(refuse)
+    poll(job_id)
+    job = get(job_id)
+    assert (job.state, job.reason, job.failures[-1]["message"]) == (S.DEAD, "rejected", "account closed")
+
+
+def test_no_answer_in_time_is_unconfirmed(world: World) -> None:
+    """The deadline ends the polling."""
+    make_type(**ASK)
+    [job_id] = accept()
+    run_once(job_id)
+    poll(job_id)
+    set_columns(job_id, raw_due_at="jobs_now()", raw_confirm_by="jobs_now()")
+    assert lifecycle.claim_checks([job_id]) == []
+    assert confirmations.end_waits() is False
+    assert (get(job_id).state, get(job_id).reason) == (S.DEAD, "unconfirmed")
+
+
+def test_a_check_that_fails_is_asked_again_and_given_up_like_an_attempt(world: World, shift_clock: Shift) -> None:
+    """Scenario 16: counted, put off by the backoff, and not given up before its proof had its time."""
+    make_type(**ASK | {"on_unconfirmed": "check_again"})
+    [job_id] = accept()
+    run_once(job_id)
+    assert get(job_id).confirm_by == get(job_id).expires_at
+    world.answer = ConnectionError("the books are closed")
+    for asked in range(1, 4):
+        poll(job_id)
+        job = get(job_id)
+        assert (job.state, job.checks) == (S.AWAITING_CONFIRMATION, asked)
+        assert job.due_at is not None
+    told = [failure["error_class"] for failure in get(job_id).failures]
+    assert told == ["ConnectionError"], "a row of failing checks does not push the other failures out"
+    world.answer = None
+    poll(job_id)
+    assert get(job_id).checks == 0, "an answer ends the row"
+    world.answer = ConnectionError("the books are closed")
+    shift_clock("70 s")
+    poll(job_id)
+    assert get(job_id).state == S.AWAITING_CONFIRMATION
+    poll(job_id)
+    job = get(job_id)
+    assert (job.state, job.reason) == (S.DEAD, "unconfirmed")
+    assert len(world.ran) == 1
+
+
+def test_a_check_that_kills_its_workers_is_given_up(world: World) -> None:
+    """Scenario 16: each claim counts, and comes later than the one before."""
+    make_type(**ASK)
+    [job_id] = accept()
+    run_once(job_id)
+    waits = []
+    for _ in range(2 + CHECKS_LOST_MOST):
+        set_columns(job_id, raw_due_at="jobs_now()")
+        [due] = lifecycle.claim_checks([job_id])
+        waits.append((due.due_at - due.due_at.fromtimestamp(due.waited, tz=due.due_at.tzinfo)).total_seconds())
+        assert lifecycle.claim_checks([job_id]) == [], "a claimed check is nobody else's"
+    set_columns(job_id, raw_due_at="jobs_now()")
+    assert lifecycle.claim_checks([job_id]) == []
+    lifecycle.give_up_waiting(lifecycle.overdue(limit=10))
+    assert (get(job_id).state, get(job_id).reason) == (S.DEAD, "unconfirmed")
+    assert waits == sorted(waits)
+
+
+def test_the_answer_of_an_older_claim_is_dropped(world: World) -> None:
+    """A check raises no fence; its `due_at` names the claim."""
+    make_type(**ASK)
+    [job_id] = accept()
+    run_once(job_id)
+    set_columns(job_id, raw_due_at="jobs_now()")
+    [slow] = lifecycle.claim_checks([job_id])
+    set_columns(job_id, raw_due_at="jobs_now()")
+    [other] = lifecycle.claim_checks([job_id])
+    say = {"outcome": "confirmed", "evidence": {"kind": "check", "ref": "x", "late": False}}
+    assert lifecycle.finish_checks([lifecycle.CheckEnd(id=job_id, fence=1, due_at=slow.due_at, **say)]) == {}
+    end = lifecycle.CheckEnd(id=job_id, fence=1, due_at=other.due_at, **say)
+    assert lifecycle.finish_checks([end]) == {(job_id, 1): S.CONFIRMED}
+
+
+def test_a_callback_beats_a_check_that_is_under_way(world: World) -> None:
+    """The evidence is there; what the check says later is dropped."""
+    make_type(**ASK)
+    [job_id] = accept()
+    run_once(job_id)
+    set_columns(job_id, raw_due_at="jobs_now()")
+    [due] = lifecycle.claim_checks([job_id])
+    confirmation.by_token(job_id, confirmation.Evidence(outcome="confirmed", ref="cb", run=1))
+    end = lifecycle.CheckEnd(id=job_id, fence=1, due_at=due.due_at, outcome="rejected")
+    assert lifecycle.finish_checks([end]) == {}
+    assert get(job_id).state == S.CONFIRMED
+
+
+def test_a_type_without_a_check_says_so(world: World) -> None:
+    """No limbo: it is asked again, and given up at last."""
+    handlers._checks.pop(TYPE)
+    make_type(**ASK)
+    [job_id] = accept()
+    run_once(job_id)
+    poll(job_id)
+    assert get(job_id).failures[-1]["error_class"] == "NoCheck"
+
+
+def test_reference_without_one_is_checked_again_where_the_contract_says_so(world: World) -> None:
+    """DESIGN 5: a run that ended without its evidence is unconfirmed, not failed."""
+    make_type(**ASK | {"success": "reference", "on_unconfirmed": "check_again"})
+    world.outcome = None
+    [job_id] = accept()
+    run_once(job_id)
+    assert get(job_id).state == S.AWAITING_CONFIRMATION
+    world.answer = Confirmed("found after all")
+    poll(job_id)
+    assert (get(job_id).state, len(world.ran)) == (S.CONFIRMED, 1)
+
+
+def test_past_its_deadline_a_check_is_asked_less_often(world: World, shift_clock: Shift) -> None:
+    """check_again for a week is no request every ten seconds for a week."""
+    make_type(**ASK | {"on_unconfirmed": "check_again", "max_age_seconds": 86400})
+    [job_id] = accept()
+    run_once(job_id)
+    shift_clock("10000 s")
+    poll(job_id)
+    job = get(job_id)
+    left = sql("SELECT extract(epoch FROM due_at - jobs_now()) FROM queues_job")[0][0]
+    assert job.state == S.AWAITING_CONFIRMATION and 900 < left < 1100
+
+
+# Due checks are published.
+
+
+def test_due_checks_are_published_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hint of its own kind, not again before ten seconds passed or the check is due anew, nothing to a full queue."""
+    sent: list[Any] = []
+    monkeypatch.setattr(broker, "publish", lambda hints, task: sent.append((hints, task)) or True)
+    depth = [0]
+    monkeypatch.setattr(broker, "depth", lambda queue: depth[0])
+    make_type(**ASK)
+    [job_id] = accept()
+    service = confirmations.Checks()
+    run_once(job_id)
+    assert service.run_once() is False and sent == []
+    set_columns(job_id, raw_due_at="jobs_now()")
+    depth[0] = confirmations.QUEUE_MOST
+    service.run_once()
+    assert sent == []
+    depth[0] = 0
+    service.run_once()
+    service.run_once()
+    assert sent == [([("tier2", [job_id])], "queues.check")]
+    poll(job_id)
+    set_columns(job_id, raw_due_at="jobs_now()")
+    service.run_once()
+    assert len(sent) == 2
+
+
+# Before a run that may repeat an effect.
+
+
+def begun_before(job_id: UUID) -> None:
+    """Lose a run of a job after its body began."""
+    claim([job_id])
+    lose_lease(job_id)
+    lifecycle.rescue([job_id])
+
+
+def test_the_first_run_asks_nobody(world: World) -> None:
+    """Nothing can have happened yet."""
+    make_type()
+    [job_id] = accept()
+    run_once(job_id)
+    assert (get(job_id).state, len(world.asked), len(world.ran)) == (S.CONFIRMED, 0, 1)
+
+
+def test_what_is_true_already_is_confirmed_without_running(world: World) -> None:
+    """DESIGN 5: check before rerun."""
+    make_type(success="reference")
+    [job_id] = accept()
+    begun_before(job_id)
+    world.answer = Confirmed("sent before")
+    run_once(job_id)
+    job = get(job_id)
+    assert (job.state, len(world.ran)) == (S.CONFIRMED, 0)
+    assert job.evidence is not None and (job.evidence["kind"], job.evidence["ref"]) == ("check", "sent before")
+
+
+def test_what_did_not_happen_is_run(world: World) -> None:
+    """None means: not so far."""
+    make_type(success="reference")
+    [job_id] = accept()
+    begun_before(job_id)
+    run_once(job_id)
+    assert (get(job_id).state, len(world.asked), len(world.ran)) == (S.CONFIRMED, 1, 1)
+    assert world.ran[0].maybe_duplicate
+
+
+def test_what_was_rejected_is_not_tried_again(world: World) -> None:
+    """Dead, `rejected`."""
+    make_type(success="reference")
+    [job_id] = accept()
+    begun_before(job_id)
+    world.answer = Rejected("closed")
+    run_once(job_id)
+    assert (get(job_id).state, get(job_id).reason, world.ran) == (S.DEAD, "rejected", [])
+
+
+def test_a_check_that_cannot_answer_puts_the_attempt_off(world: World) -> None:
+    """Scenario 16: not run in the dark, no attempt spent, no run counted; until it can answer, or max age."""
+    make_type(success="reference", backoff="exponential", backoff_base_seconds=2.0, max_attempts=2)
+    [job_id] = accept()
+    begun_before(job_id)
+    world.answer = TimeoutError("no answer")
+    waits = []
+    for checks in range(1, 5):
+        run_once(job_id)
+        job = get(job_id)
+        assert (job.state, job.attempt, job.begun, job.checks) == (S.RETRYING, 0, 1, checks)
+        waits.append(sql("SELECT extract(epoch FROM due_at - finished_at)::float8 FROM queues_job")[0][0])
+        set_columns(job_id, raw_due_at="jobs_clock()")
+    assert waits == [2, 4, 8, 16]
+    assert world.ran == []
+    assert [f["error_class"] for f in get(job_id).failures] == ["WorkerLost", "TimeoutError"]
+    world.answer = RetryLater(33)
+    run_once(job_id)
+    assert sql("SELECT extract(epoch FROM due_at - finished_at)::float8 FROM queues_job") == [(33.0,)]
+    set_columns(job_id, raw_due_at="jobs_clock()")
+    world.answer = Confirmed("it was sent")
+    run_once(job_id)
+    assert (get(job_id).state, get(job_id).checks, world.ran) == (S.CONFIRMED, 0, [])
+
+
+def test_a_replay_asks_first(world: World) -> None:
+    """Scenario 15: the first attempt of a replay is the dangerous one."""
+    make_type(success="reference")
+    [job_id] = accept()
+    world.outcome = PermanentError("after the mail went out")
+    run_once(job_id)
+    child = lifecycle.replay(job_id, by="ada")
+    assert child is not None
+    world.answer = Confirmed("it went out")
+    run_once(child)
+    assert (get(child).state, len(world.ran)) == (S.CONFIRMED, 1)
+
+
+def test_the_contracts_address_is_asked_where_no_function_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """check_url, for teams in other languages."""
+    handlers._checks.pop(TYPE)
+    monkeypatch.setattr("queues.http_target.ask", lambda job, contract: Confirmed(f"asked {contract.check_url}"))
+    make_type(success="reference", check_url="https://crm.example/check")
+    [job_id] = accept()
+    begun_before(job_id)
+    run_once(job_id)
+    job = get(job_id)
+    assert job.evidence is not None and job.evidence["ref"] == "asked https://crm.example/check"
+    assert JobType.objects.count() == 1
