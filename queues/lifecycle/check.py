@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from queues.lifecycle.settle import SETTLED_ROWS, append_failure
+from queues.lifecycle.settle import SETTLED_ROWS, with_failure
 from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, named, records
 from queues.lifecycle.sweep import CHECKS_LOST_MOST
 from queues.states import JobState
@@ -99,8 +99,7 @@ WITH item AS (
       least(j.confirm_by, h.now + make_interval(secs => h.next_in)) WHEN 'retrying' THEN h.now END,
     settled_at = CASE WHEN h.state IN ('confirmed', 'dead') THEN h.now END,
     failures = CASE WHEN h.failure IS NULL THEN j.failures ELSE
-      {append_failure("h.failure || jsonb_build_object('attempt', j.attempt, 'started_at', j.started_at,"
-                      " 'finished_at', h.now, 'worker', j.worker)")} END,
+      {with_failure("h.failure")} END,
     fingerprint = coalesce(h.fingerprint, j.fingerprint)
   FROM hit h WHERE {BETWEEN} AND j.id = h.id AND h.was = 'awaiting_confirmation'
   RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from queues.lifecycle.settle import SETTLED_ROWS, append_failure, fingerprint_of
+from queues.lifecycle.settle import SETTLED_ROWS, fingerprint_of, with_failure
 from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, named, records
 from queues.states import JobState
 
@@ -64,6 +64,8 @@ NOTES_KEPT = 20
 
 _SAID = """jsonb_strip_nulls(jsonb_build_object('kind', h.kind, 'ref', h.ref, 'detail', nullif(h.detail, ''),
       'run', h.run, 'by', h.by))"""
+_STORY = """jsonb_build_object('error_class', 'Rejected',
+      'message', coalesce(nullif(h.detail, ''), 'the outside world rejected the work'))"""
 
 CONFIRM = f"""
 WITH item AS (
@@ -110,9 +112,7 @@ WITH item AS (
     confirm_by = CASE WHEN h.applied IN ('confirmed', 'rejected', 'retrying') THEN NULL ELSE j.confirm_by END,
     settled_at = CASE WHEN h.applied IN ('confirmed', 'rejected') THEN h.now ELSE j.settled_at END,
     failures = CASE WHEN h.applied IN ('rejected', 'retrying') THEN
-      {append_failure("jsonb_build_object('error_class', 'Rejected', 'message', coalesce(nullif(h.detail, ''),"
-                      " 'the outside world rejected the work'), 'attempt', j.attempt, 'started_at', j.started_at,"
-                      " 'finished_at', h.now, 'worker', j.worker)")} ELSE j.failures END,
+      {with_failure(_STORY)} ELSE j.failures END,
     fingerprint = CASE WHEN h.applied IN ('rejected', 'retrying') THEN {fingerprint_of("Rejected")}
       ELSE j.fingerprint END,
     late_evidence = CASE WHEN h.note AND jsonb_array_length(coalesce(j.late_evidence, '[]')) < {NOTES_KEPT}

@@ -54,11 +54,12 @@ REJECTED = "(j.rejection ->> 'fence')::integer = j.fence"
 """A rejection of this very run came before its end."""
 
 
-def append_failure(failure: str) -> str:
-    """Return SQL that adds one failure to a job's, which keep the newest."""
+def with_failure(failure: str) -> str:
+    """Return SQL for a job's failures with one more, of the run that `h.now` ends; the newest are kept."""
     return (
         f"(CASE WHEN jsonb_array_length(j.failures) >= {FAILURES_KEPT} THEN j.failures - 1 ELSE j.failures END)"
-        f" || ({failure})"
+        f" || ({failure} || jsonb_build_object('attempt', j.attempt, 'started_at', j.started_at,"
+        " 'finished_at', h.now, 'worker', j.worker))"
     )
 
 
@@ -101,7 +102,7 @@ WITH item AS (
     result jsonb, reason text, retry_in float8, failure jsonb, fingerprint text, seconds float8, on_stale text,
     reference text, confirm_in float8, act_in float8)
 ), hit AS MATERIALIZED (
-  SELECT i.*, j.state AS was, j.attempt, j.started_at, j.worker, now.at AS now, j.rejection AS refusal, CASE
+  SELECT i.*, j.state AS was, now.at AS now, j.rejection AS refusal, CASE
       WHEN i.verdict = 'confirmed' OR j.evidence IS NOT NULL THEN 'confirmed'
       WHEN j.cancel_requested THEN 'cancelled'
       WHEN i.verdict = 'released' THEN 'accepted'
@@ -146,8 +147,7 @@ WITH item AS (
     finished_at = h.now,
     settled_at = CASE WHEN h.state NOT IN ('accepted', 'retrying', 'awaiting_confirmation') THEN h.now END,
     failures = CASE WHEN h.story IS NULL THEN j.failures ELSE
-      {append_failure("h.story || jsonb_build_object('attempt', h.attempt, 'started_at', h.started_at,"
-                      " 'finished_at', h.now, 'worker', h.worker)")} END,
+      {with_failure("h.story")} END,
     fingerprint = CASE WHEN h.story IS DISTINCT FROM h.failure THEN {fingerprint_of("Rejected")}
       ELSE coalesce(h.fingerprint, j.fingerprint) END
   FROM told h WHERE {BETWEEN} AND j.id = h.id AND h.was = 'processing'

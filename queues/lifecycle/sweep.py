@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from queues.lifecycle.settle import REJECTED, SETTLED_ROWS, append_failure, fingerprint_of
+from queues.lifecycle.settle import REJECTED, SETTLED_ROWS, fingerprint_of, with_failure
 from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, minute, named, uuids
 from queues.states import JobState
 
@@ -13,6 +13,10 @@ POLICY = """
   LEFT JOIN queues_jobtype c ON c.name = j.type
   LEFT JOIN queues_contractrevision r ON r.job_type_id = j.type AND r.version = j.contract_version
 """
+_LOST_STORY = """jsonb_build_object('error_class', 'WorkerLost',
+      'message', 'the process that ran this job is gone; whether the work happened is not known')"""
+_UNCONFIRMED_STORY = """jsonb_build_object('error_class', 'Unconfirmed',
+      'message', 'the handler returned, and no proof came in time')"""
 
 LOST = "SELECT id FROM queues_job WHERE state = 'processing' AND due_at < jobs_now() ORDER BY due_at LIMIT %(limit)s"
 
@@ -21,7 +25,7 @@ LOST = "SELECT id FROM queues_job WHERE state = 'processing' AND due_at < jobs_n
 RESCUE = f"""
 WITH named AS (SELECT * FROM unnest(%(dead)s::uuid[], %(fences)s::integer[]) AS n (id, fence)),
 hit AS MATERIALIZED (
-  SELECT j.id, j.alone, now.at AS now, j.attempt, j.started_at, j.worker, CASE
+  SELECT j.id, j.alone, now.at AS now, CASE
       WHEN j.evidence IS NOT NULL THEN 'confirmed'
       WHEN j.cancel_requested THEN 'cancelled'
       WHEN {REJECTED} THEN CASE WHEN (j.rejection ->> 'retryable')::boolean THEN 'retrying' ELSE 'dead' END
@@ -43,10 +47,7 @@ hit AS MATERIALIZED (
     reason = CASE h.state WHEN 'dead' THEN h.why WHEN 'cancelled' THEN j.reason END,
     resolution = CASE WHEN h.state IN ('dead', 'cancelled') THEN 'open' END,
     fingerprint = CASE h.state WHEN 'dead' THEN {fingerprint_of("WorkerLost")} ELSE j.fingerprint END,
-    failures = {append_failure("jsonb_build_object('error_class', 'WorkerLost', 'message',"
-                               " 'the process that ran this job is gone; whether the work happened is not known',"
-                               " 'attempt', h.attempt, 'started_at', h.started_at, 'finished_at', h.now,"
-                               " 'worker', h.worker)")}
+    failures = {with_failure(_LOST_STORY)}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at, j.window_seconds,
     j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort, 'processing' AS was
@@ -103,9 +104,7 @@ WITH hit AS MATERIALIZED (
     reason = CASE h.state WHEN 'dead' THEN 'unconfirmed' END,
     resolution = CASE h.state WHEN 'dead' THEN 'open' END,
     fingerprint = {fingerprint_of("Unconfirmed")},
-    failures = {append_failure("jsonb_build_object('error_class', 'Unconfirmed', 'message',"
-                               " 'the handler returned, and no proof came in time', 'attempt', j.attempt,"
-                               " 'started_at', j.started_at, 'finished_at', h.now, 'worker', j.worker)")}
+    failures = {with_failure(_UNCONFIRMED_STORY)}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, 'awaiting_confirmation' AS was

@@ -23,7 +23,7 @@ from django.db import connection
 from queues import broker
 from queues.models import WorkerProcess
 from queues.runtime.leases import alive
-from tests.acceptance.jobs import POISON, QUICK, SLOW
+from tests.acceptance.jobs import ATOMIC, CALLBACK, CHECKED, MAIL, MAIL_CHECKED, POISON, QUICK, SLOW, STEPS
 from tests.factories import make_type, sql
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -153,6 +153,12 @@ def stack(transactional_db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     for name in (QUICK, SLOW, POISON):
         make_type(name, success="reference", lease_seconds=60)
+    make_type(ATOMIC, success="reference", poison_after=20)
+    make_type(STEPS, success="reference", poison_after=20)
+    for name in (MAIL, MAIL_CHECKED):
+        make_type(name, success="reference", backoff="fixed", backoff_base_seconds=0.5)
+    make_type(CALLBACK, success="callback")
+    make_type(CHECKED, success="check", check_every_seconds=1)
     with redis.Redis.from_url(messages) as client:
         client.flushdb()
         made = Stack(tmp_path, env, client)

@@ -126,6 +126,7 @@ def _hold(heart: Heart, run: Run, clock: Clock, *, pid: int | None = None) -> Sl
     known = {offset for _, offset in heart.table.slots()}
     slot = heart.table.take_slot()
     slot.hold(run.id, run.fence, 15, since=clock.now)
+    slot.begin(run.id, run.fence, hard_limit=0.0)
     if pid is not None:
         [offset] = {offset for _, offset in heart.table.slots()} - known
         struct.pack_into("<q", heart.table._map, offset, pid)

@@ -22,8 +22,15 @@ from tests.factories import TYPE, accept, claim, get, lose_lease, make_type, set
 pytestmark = pytest.mark.django_db
 S = JobState
 Shift = Callable[[str], None]
-ASK: Final = {"success": "check", "check_every_seconds": 10, "confirm_within_seconds": 60, "backoff": "fixed",
-              "backoff_base_seconds": 20.0, "max_attempts": 2, "max_age_seconds": 3600}  # fmt: skip
+ASK: Final[dict[str, Any]] = {
+    "success": "check",
+    "check_every_seconds": 10,
+    "confirm_within_seconds": 60,
+    "backoff": "fixed",
+    "backoff_base_seconds": 20.0,
+    "max_attempts": 2,
+    "max_age_seconds": 3600,
+}
 
 
 class World:
@@ -185,7 +192,7 @@ def test_the_answer_of_an_older_claim_is_dropped(world: World) -> None:
     [slow] = lifecycle.claim_checks([job_id])
     set_columns(job_id, raw_due_at="jobs_now()")
     [other] = lifecycle.claim_checks([job_id])
-    say = {"outcome": "confirmed", "evidence": {"kind": "check", "ref": "x", "late": False}}
+    say: dict[str, Any] = {"outcome": "confirmed", "evidence": {"kind": "check", "ref": "x", "late": False}}
     assert lifecycle.finish_checks([lifecycle.CheckEnd(id=job_id, fence=1, due_at=slow.due_at, **say)]) == {}
     end = lifecycle.CheckEnd(id=job_id, fence=1, due_at=other.due_at, **say)
     assert lifecycle.finish_checks([end]) == {(job_id, 1): S.CONFIRMED}
@@ -244,7 +251,7 @@ def test_past_its_deadline_a_check_is_asked_less_often(world: World, shift_clock
 def test_due_checks_are_published_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hint of its own kind, not again before ten seconds passed or the check is due anew, nothing to a full queue."""
     sent: list[Any] = []
-    monkeypatch.setattr(broker, "publish", lambda hints, task: sent.append((hints, task)) or True)
+    monkeypatch.setattr(broker, "publish", lambda hints, task: sent.append((hints, task)) is None)
     depth = [0]
     monkeypatch.setattr(broker, "depth", lambda queue: depth[0])
     make_type(**ASK)

@@ -229,7 +229,7 @@ def _dies(job_id: UUID) -> UUID:
 def test_a_reference_of_an_older_run_still_proves_the_job() -> None:
     """Scenario 2: run 1 got "first", run 2 "second"; the provider calls back about "first"."""
     JobType.objects.update(on_unconfirmed="retry")
-    sql("UPDATE queues_contractrevision SET fields = fields || '{\"on_unconfirmed\": \"retry\"}'")
+    sql('UPDATE queues_contractrevision SET fields = fields || \'{"on_unconfirmed": "retry"}\'')
     [run] = claim(accept())
     finish(run, "first")
     pass_deadline(run.id)
@@ -372,7 +372,7 @@ def test_a_repeated_callback_does_not_reach_a_later_run() -> None:
     """K-03: our answer got lost; the provider repeats a rejection that has led to another attempt by then."""
     [run] = claim(accept())
     finish(run)
-    word = {"outcome": "rejected", "retryable": True, "webhook_id": "msg_1", "job_id": run.id}
+    word: dict[str, Any] = {"outcome": "rejected", "retryable": True, "webhook_id": "msg_1", "job_id": run.id}
     assert provider(**word).applied is Applied.RETRYING
     set_columns(run.id, raw_due_at="jobs_clock()")
     [again] = claim([run.id])

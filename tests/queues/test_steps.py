@@ -88,7 +88,11 @@ def test_a_replay_goes_on_where_its_parent_stopped() -> None:
 
     @handlers.handler(TYPE)
     def pay_then_mail(job: JobContext) -> Confirmed:
-        paid = job.once("pay", lambda: done.append("pay") or "payment-1")
+        def pay() -> str:
+            done.append("pay")
+            return "payment-1"
+
+        paid = job.once("pay", pay)
         if job.maybe_duplicate:
             return Confirmed(paid)
         raise handlers.PermanentError("the mail server is gone")
