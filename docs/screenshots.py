@@ -37,12 +37,22 @@ UNSETTLED = -200.0
 """From here on the mail server hesitates again, so that the pictures show work that waits."""
 STRUCK = "onboarding.welcome_email"
 """The type whose mail provider has the storm; the others are well."""
-RATES = {"onboarding.welcome_email": 12 / MINUTE, "billing.receipt": 5 / MINUTE, "digest.weekly": 3 / MINUTE}
+RATES = {
+    "onboarding.welcome_email": 10 / MINUTE,
+    "crm.sync_contact": 8 / MINUTE,
+    "scoring.account": 6 / MINUTE,
+    "billing.handoff": 4 / MINUTE,
+}
+PROOFS = {
+    "crm.sync_contact": ("callback", (0.3, 0.8, 1.5, 2.0, 9.0)),
+    "billing.handoff": ("check", (2.1, 4.2, 4.3, 6.4)),
+}
+"""What is not proven by the handler's return: by what, and how many seconds later."""
 WAITS = (0.05, 0.1, 0.1, 0.2, 0.4)
 RUNS = (0.03, 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 1.2)
 TRACEBACK = (
-    'Traceback (most recent call last):\n  File "jobsboard/demo/handlers.py", line 22, in welcome_email\n'
-    '    return _send(job, ...)\n  File "jobsboard/demo/handlers.py", line 56, in _send\n    said = _expect(...)\n'
+    'Traceback (most recent call last):\n  File "jobsboard/demo/handlers.py", line 10, in welcome_email\n'
+    '    queue_id = mail.send(...)\n  File "jobsboard/demo/mail.py", line 46, in send\n    said = _expect(...)\n'
 )
 WORKER = "mail-1/4711.1"
 Event = Callable[[list[Any]], None]
@@ -95,8 +105,8 @@ class Story:
         for item, receipt in zip(items, enqueue_many(items), strict=True):
             if receipt.duplicate:
                 continue
-            # A few digests find no worker and grow too old.
-            if item.type == "digest.weekly" and STORM[0] - HOUR < self.now < STORM[0] and self.random.random() < 0.05:
+            # A few scores find no worker and grow too old.
+            if item.type == "scoring.account" and STORM[0] - HOUR < self.now < STORM[0] and self.random.random() < 0.05:
                 self.at(self.now + HOUR + 1, self.expire, receipt.job_id)
             elif self.now > UNSETTLED and item.type == STRUCK and self.random.random() < 0.08:
                 continue
@@ -133,6 +143,11 @@ class Story:
                 error = "SMTP 451 4.3.2 system not accepting messages, try again later"
                 ends.append(failed(run, "MailDeferred", error, retry_in=wait))
                 again.append((run, wait))
+            elif run.type in PROOFS:
+                ends.append(awaiting(run, f"{run.type[:3]}-{self.random.getrandbits(48):012x}"))
+                kind, waits = PROOFS[run.type]
+                if self.now < -12.0:
+                    self.at(self.now + self.random.choice(waits), self.prove, (run, kind, ends[-1].reference))
             else:
                 ends.append(confirmed(run, f"{self.random.getrandbits(48):012X}"))
                 if struck and run.attempt >= 4:
@@ -143,6 +158,14 @@ class Story:
                 self.at(self.now + wait + 0.2, self.claim, run.id)
             elif states.get(run.id) == "dead" and run.type == STRUCK:
                 self.buried(run.id)
+
+    def prove(self, batch: list[Any]) -> None:
+        from queues import lifecycle
+        from queues.lifecycle import Proof
+
+        lifecycle.confirm(
+            [Proof(id=run.id, positive=True, kind=kind, ref=ref, fence=run.fence) for run, kind, ref in batch]
+        )
 
     def buried(self, job_id: Any) -> None:
         """Somebody replays every third dead letter of the storm when it is over."""
@@ -164,7 +187,7 @@ class Story:
         from queues.accept import enqueue
 
         shift(self.began - 40 * MINUTE - time.time())
-        job_id = enqueue("digest.weekly", payload("digest.weekly", 999)).job_id
+        job_id = enqueue("scoring.account", payload("scoring.account", 999)).job_id
         for _ in range(3):
             run = lifecycle.claim([job_id], worker=WORKER)[0]
             lifecycle.rescue([job_id], dead_runs=[(job_id, run.fence)])
@@ -173,11 +196,11 @@ class Story:
 
 def payload(name: str, number: int) -> dict[str, Any]:
     """Return what the demo's producers send."""
+    if name == "billing.handoff":
+        return {"invoice_id": f"INV-{number:06d}", "amount_cents": 900 + number % 7 * 1300}
+    if name == "scoring.account":
+        return {"user_id": number, "seats": 1 + number % 20, "visits": number % 60}
     email = f"customer-{number}@example.org"
-    if name == "billing.receipt":
-        return {"invoice_id": f"INV-{number:06d}", "email": email, "amount_cents": 900 + number % 7 * 1300}
-    if name == "digest.weekly":
-        return {"user_id": number, "email": email, "week": "2026-W47"}
     return {"user_id": number, "email": email, "plan": ("free", "team", "business")[number % 3]}
 
 
@@ -198,7 +221,7 @@ def failed(run: Any, error: str, message: str, *, retry_in: float = 0.0, reason:
     from queues.fingerprint import fingerprint
     from queues.lifecycle import End, Verdict
 
-    frame = "jobsboard.demo.handlers:_expect"
+    frame = "jobsboard.demo.mail:_expect"
     return End(
         id=run.id,
         fence=run.fence,
@@ -212,11 +235,29 @@ def failed(run: Any, error: str, message: str, *, retry_in: float = 0.0, reason:
     )
 
 
-def confirmed(run: Any, ref: str) -> Any:
-    """Return the end of a run that got its queue id from the mail server."""
+def awaiting(run: Any, ref: str) -> Any:
+    """Return the end of a run whose proof comes later."""
+    from queues import contracts
     from queues.lifecycle import End, Verdict
 
-    evidence = {"kind": "reference", "ref": ref, "late": False}
+    within = float(contracts.of_version(run.type, run.contract_version).confirm_within_seconds)
+    return End(
+        id=run.id,
+        fence=run.fence,
+        verdict=Verdict.AWAITING,
+        reference=ref,
+        confirm_in=within,
+        act_in=within,
+        seconds=0.1,
+    )
+
+
+def confirmed(run: Any, ref: str) -> Any:
+    """Return the end of a run that got its queue id from the mail server, or only returned."""
+    from queues.lifecycle import End, Verdict
+
+    unverified = run.type == "scoring.account"
+    evidence = {"kind": "return" if unverified else "reference", "ref": None if unverified else ref, "late": False}
     return End(id=run.id, fence=run.fence, verdict=Verdict.CONFIRMED, evidence=evidence, seconds=0.1)
 
 

@@ -20,6 +20,24 @@ from jobsboard.roles import can
 from queues import audit
 
 _SCOPE_CHOICES: Final = [(scope, scope) for scope in SCOPES]
+_MAY: Final = {
+    "jobs:write": "send and cancel jobs",
+    "jobs:read": "read jobs, contracts and outcomes",
+    "jobs:confirm": "confirm and reject outcomes",
+    "dlq:read": "read dead letters",
+    "dlq:replay": "replay and cancel dead letters",
+}
+
+
+def may_words(key: ApiKey) -> str:
+    """Say in one plain sentence what a key may do, for which job types, and until when."""
+    if key.revoked_at:
+        return f"It was revoked on {key.revoked_at:%Y-%m-%d %H:%M} UTC and may do nothing."
+    *most, last = [words for scope, words in _MAY.items() if scope in key.scopes] or ["do nothing"]
+    deeds = f"{', '.join(most)}, and {last}" if most else last
+    types = "every job type" if "*" in key.type_patterns else f"job types named {' or '.join(key.type_patterns)}"
+    end = f"until {key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else "until it is revoked"
+    return f"Whoever has this key may {deeds}, for {types}, {end}."
 
 
 class NewKeyForm(forms.ModelForm):  # type: ignore[type-arg]
@@ -91,6 +109,13 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "revoked_at",
             "last_used_at",
         )
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        """Add what the key may do, in words."""
+        key = context.get("original")
+        return super().render_change_form(request, {**context, "may": may_words(key) if key else ""}, *args, **kwargs)
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
         """Issue a key, or change the little that may change; both are audited in the same transaction."""

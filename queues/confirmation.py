@@ -29,7 +29,6 @@ __all__ = [
     "by_provider",
     "by_token",
     "confirm_job",
-    "forget_old",
 ]
 
 LINEAGE_MOST: Final = 1000
@@ -109,13 +108,6 @@ def apply_pending(*, job_ids: Sequence[UUID] = (), limit: int = 500) -> int:
     return len(_apply_callbacks(_matched(job_ids, limit=limit)))
 
 
-def forget_old(*, limit: int = 5000) -> int:
-    """Delete callbacks that nobody needs to remember any more; returns how many."""
-    with connection.cursor() as cursor:
-        cursor.execute(_FORGET, [limit])
-        return int(cursor.rowcount)
-
-
 _REMEMBER: Final = """
 INSERT INTO queues_callback (type, webhook_id, job_id, ref, outcome, run, retryable, detail, received_at, keep_until,
   applied)
@@ -139,10 +131,6 @@ ORDER BY c.id LIMIT %(limit)s
 _FIND: Final = """
 SELECT job_id, fence FROM queues_jobreference WHERE type = %s AND hashtextextended(ref, 0) = hashtextextended(%s, 0)
   AND ref = %s ORDER BY id DESC LIMIT 1
-"""
-_FORGET: Final = """
-DELETE FROM queues_callback WHERE id IN (SELECT id FROM queues_callback WHERE keep_until < jobs_now()
-  ORDER BY keep_until LIMIT %s FOR UPDATE SKIP LOCKED)
 """
 
 
@@ -208,12 +196,16 @@ def _mark(number: int, outcome: Outcome, job_id: UUID) -> None:
 
 def _target_of(callback: Callback) -> tuple[UUID, int | None] | None:
     """Return the job that a callback speaks of, and the run: a reference names the run that got it."""
-    if callback.job_id is not None:
-        return callback.job_id, callback.run
-    with connection.cursor() as cursor:
-        cursor.execute(_FIND, [callback.type, callback.ref, callback.ref])
-        row = cursor.fetchone()
-    return None if row is None else (row[0], int(row[1]))
+    found: tuple[UUID, int] | None = None
+    if callback.ref:
+        with connection.cursor() as cursor:
+            cursor.execute(_FIND, [callback.type, callback.ref, callback.ref])
+            found = cursor.fetchone()
+    if callback.job_id is None:
+        return found
+    # With both, the reference still says of which run the provider speaks: a late word about run 1 is none about run 2.
+    same = found is not None and found[0] == callback.job_id
+    return callback.job_id, found[1] if found and same and callback.run is None else callback.run
 
 
 def _apply(job_id: UUID, evidence: Evidence, *, by: str | None = None) -> Outcome:

@@ -83,7 +83,7 @@ _HELP: Final = {
     "target_url": "For the HTTP handler: gets a signed POST for each job.",
     "target_secret_env": "Name of a variable of the workers that holds the signing secret. It signs checks too.",
     "callback_secret_env": "Name of a variable of the web processes: the secret that a provider's callbacks are signed "
-    "with. Several in it, separated by spaces or commas, are all taken, for a change-over.",
+    "with. Several in it, separated by spaces or commas, are all taken, and so is the stored one.",
     "check_url": "Gets a signed request that asks for the outcome. With a Python handler a @check function may do it.",
     "check_every_seconds": "Seconds between two checks of one job.",
     "confirm_within_seconds": "Seconds from the run's return that a callback or a check may take.",
@@ -111,7 +111,7 @@ _HELP: Final = {
     "soft_limit_seconds": "Seconds, 0 for none. Then the handler is told to stop.",
     "hard_limit_seconds": "Seconds, 0 for none. Then the run is stopped.",
     "keep_confirmed_days": "Days after the end.",
-    "keep_other_days": "Days after the end. Unresolved dead letters are kept longer.",
+    "keep_other_days": "Days after the end. A dead letter that nobody resolved is kept.",
 }
 
 
@@ -229,7 +229,7 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
         "it is taken for another 24 hours.",
     )
     remove_callback_secret = forms.BooleanField(
-        required=False, label="Remove the callback secret", help_text="At once, the one before it too."
+        required=False, label="Remove the stored one", help_text="At once, and the one before it too."
     )
     disabled_until = UntilField(label="Off until (UTC)", help_text="Then it is switched on again. Empty: no end.")
     paused_until = UntilField(label="Paused until (UTC)", help_text="Then it is resumed. Empty: no end.")

@@ -177,13 +177,13 @@ def _check_success(values: Mapping[str, Any], notes: _Notes) -> None:
     if wanted_by and not values["check_url"]:
         if python:
             notes.warn(
-                f"{' and '.join(wanted_by)}: a @check function must be registered in the workers, since no check_url "
-                "is set."
+                f"For {' and '.join(wanted_by)} a @check function must be registered in the workers, since no "
+                "check_url is set."
             )
         else:
             notes.error(
                 "check_url",
-                f"{' and '.join(wanted_by)}: an HTTP handler needs the address that is asked for the outcome. "
+                f"For {' and '.join(wanted_by)} an HTTP handler needs the address that is asked for the outcome. "
                 "Example: https://shop.example/jobs/outcome",
             )
 

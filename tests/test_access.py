@@ -65,6 +65,11 @@ def test_every_route_is_closed(route: str, method: str) -> None:
     if route in OPEN:
         assert response.status_code in (200, 403, 405)
         return
+    if route.startswith("api/v1/callbacks/"):
+        # They answer to a token, which looks like a job that is not there, or to a signature; and to POST only.
+        assert response.status_code == (405 if method != "POST" else 404 if "token" in route else 401)
+        assert response["Content-Type"] == "application/problem+json"
+        return
     if route.startswith("api/"):
         # 403: the CSRF check comes first on the two views that are the framework's.
         assert response.status_code in (401, 403)

@@ -1,4 +1,4 @@
-"""Reading a request's body: size and type first, then the envelope, with every payload cut out unchanged.
+"""Bodies: size and type first, then the envelope, with every payload cut out unchanged; and writing an answer.
 
 Not here: the payload itself, which `queues.accept` reads as strictly; what the fields mean (`jobsboard.api.jobs`).
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 
-from jobsboard.api.problems import Problem
+from jobsboard.api.keys import Key
+from jobsboard.api.problems import Problem, request_id
 from queues import canonical
 
 ONE_MAX: Final = 1024 * 1024
 BATCH_MAX: Final = 16 * 1024 * 1024
+REASON_MAX: Final = 1000
 _CHUNK: Final = 64 * 1024
 
 _PLACE: Final = re.compile(r"(.*) - at `\$?(.*)`\Z", re.DOTALL)
@@ -59,12 +61,38 @@ class Replay(msgspec.Struct, forbid_unknown_fields=True):
     dedupe_key: str | None | msgspec.UnsetType = msgspec.UNSET
 
 
+class Confirmation(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a confirm, and of the callback that a token opens."""
+
+    outcome: Literal["confirmed", "rejected"]
+    ref: str | None = None
+    detail: str | None = None
+    retryable: bool = False
+    run: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
+
+
+class ProviderCallback(Confirmation, forbid_unknown_fields=True):
+    """The body of a provider's callback: it names the job by id, or by the reference that the provider gave."""
+
+    job_id: str | None = None
+
+
 def read_body(request: HttpRequest, *, limit: int) -> bytes:
     """Return the body. Raises: Problem 413 above the limit, 415 for what is not JSON, 411 where its end is unknown."""
+    check_type(request)
+    return read_bytes(request, limit=limit)
+
+
+def check_type(request: HttpRequest) -> None:
+    """Refuse what does not say that it is JSON. Raises: Problem 415."""
     if request.content_type != "application/json":
         raise Problem("unsupported_media_type", "Send application/json.", status=415)
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise Problem("unsupported_media_type", "Send the body without a content encoding.", status=415)
+
+
+def read_bytes(request: HttpRequest, *, limit: int) -> bytes:
+    """Return the body as it came. Raises: Problem 413 above the limit, 411 where its end is unknown."""
     if (request.META.get("CONTENT_LENGTH") or "0").isdigit() and int(request.META.get("CONTENT_LENGTH") or 0) > limit:
         raise _too_large(limit)
     stream: Any = request
@@ -105,6 +133,21 @@ def read(body: bytes, shape: type[_T]) -> _T:
         raise _misshapen(error) from None
     canonical.parse(_skeleton(body, _raws(found)))
     return found
+
+
+def read_why(request: HttpRequest, *, key: Key, shape: type[Cancel | Replay] = Cancel) -> dict[str, str]:
+    """Read who acts and why. Raises: Problem."""
+    found = read(read_body(request, limit=ONE_MAX), shape)
+    if isinstance(found, Replay) and not (found.payload is found.dedupe_key is msgspec.UNSET):
+        raise Problem("edited_replay_unsupported", "A replay with another payload or key is not built yet.", status=501)
+    if not found.reason.strip() or len(found.reason) > REASON_MAX:
+        raise Problem("invalid_request", f"reason has 1 to {REASON_MAX} characters.", pointer="/reason")
+    return {"actor": key.actor, "reason": found.reason, "source": "api", "request_id": request_id(request)}
+
+
+def answer(value: Any, *, status: int = 200) -> HttpResponse:
+    """Write an answer as JSON."""
+    return HttpResponse(msgspec.json.encode(value), content_type="application/json", status=status)
 
 
 def _skeleton(body: bytes, raws: Iterable[bytes]) -> bytes:

@@ -6,6 +6,7 @@ Not here: reading jobs (`jobsboard.api.listing`); what is a secret (`queues.reda
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -13,6 +14,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db.models import DateTimeField, Func
 
+from dlq.preflight import late_evidence
 from jobsboard.api.times import write
 from queues import contracts
 from queues.models import Job, JobQuerySet
@@ -55,13 +57,17 @@ def as_json(job: Job, *, tracebacks: bool = True) -> dict[str, Any]:
         "ready_at": write(job.ready_at),
         "due_at": write(job.due_at),
         "expires_at": write(job.expires_at),
+        "confirm_by": write(job.confirm_by),
         "started_at": write(job.started_at),
         "finished_at": write(job.finished_at),
         "settled_at": write(job.settled_at),
         "window_seconds": job.window_seconds,
         "in_window": _in_window(job, lag, now=now),
         "lag_seconds": None if lag is None else lag.total_seconds(),
+        "progress": _progress(job),
+        "reference": redact(job.reference),
         "evidence": _evidence(job),
+        "late_evidence": [_late(one) for one in job.late_evidence or [] if isinstance(one, dict)],
         "result": redact(job.result),
         # About the last run, or the next one where the job waits for it (DESIGN.md section 5).
         "maybe_duplicate": job.begun > (0 if job.state in WAITING else 1),
@@ -97,7 +103,8 @@ def _payload(job: Job) -> Any:
 
 
 def _evidence(job: Job) -> dict[str, Any] | None:
-    found = job.evidence or job.late_evidence
+    """Return what proves the outcome; without it the newest proof that came too late to count."""
+    found = job.evidence or next(reversed(late_evidence(job, "confirmed")), None)
     if not found:
         return None
     return {
@@ -105,6 +112,28 @@ def _evidence(job: Job) -> dict[str, Any] | None:
         "ref": redact(found.get("ref")),
         "at": _evidence_time(found.get("at")),
         "late": not job.evidence,
+    }
+
+
+def _late(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "outcome": found.get("outcome"),
+        "kind": found.get("kind"),
+        "ref": redact(found.get("ref")),
+        "detail": redact(found.get("detail")),
+        "at": _evidence_time(found.get("at")),
+        "run": found.get("run"),
+    }
+
+
+def _progress(job: Job) -> dict[str, Any] | None:
+    found = job.progress
+    if not isinstance(found, dict):
+        return None
+    return {
+        "share": found.get("share"),
+        "text": redact_text(str(found.get("text") or "")),
+        "at": _evidence_time(found.get("at")),
     }
 
 

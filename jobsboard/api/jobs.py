@@ -1,4 +1,4 @@
-"""The calls on jobs and dead letters: accept, read, list, cancel, replay.
+"""The calls on jobs: accept, read, list, cancel, retry now, replay.
 
 Not here: the rules of acceptance (`queues.accept`) and of repairs (`queues.actions`); what an error says (`problems`).
 """
@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-import msgspec
 from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse
 from ninja import Router
@@ -30,17 +29,14 @@ router = Router()
 
 BATCH_ITEMS: Final = 1000
 DELAY_MAX_SECONDS: Final = times.HORIZON.total_seconds()
-REASON_MAX: Final = 1000
 
-_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_ERRORS: Final = dict.fromkeys((400, 401, 403, 404, 409, 413, 415, 422, 429, 503), schemas.Problem)
 _TEXT: Final = {"type": "string"}
 
 
 @router.post(
     "/jobs",
-    response={201: schemas.Job, 200: schemas.Job, **_ERRORS},
+    response={201: schemas.Job, 200: schemas.Job, **schemas.ERRORS},
     operation_id="createJob",
     openapi_extra=schemas.body(schemas.OneJob)
     | schemas.header("Idempotency-Key", {"type": "string", "description": "The dedupe key, instead of in the body."}),
@@ -53,7 +49,7 @@ def create_job(request: HttpRequest) -> HttpResponse:
     _check_type(item.type, key=key)
     with bounded():
         receipt = enqueue_many([item])[0]
-    response = _json(_job_of(receipt, item), status=200 if receipt.duplicate else 201)
+    response = envelope.answer(_job_of(receipt, item), status=200 if receipt.duplicate else 201)
     response["Location"] = job_json.job_path(receipt.job_id)
     if receipt.duplicate:
         response["Idempotency-Replayed"] = "true"
@@ -62,7 +58,7 @@ def create_job(request: HttpRequest) -> HttpResponse:
 
 @router.post(
     "/jobs/batch",
-    response={200: schemas.BatchResults, **_ERRORS},
+    response={200: schemas.BatchResults, **schemas.ERRORS},
     operation_id="createJobs",
     openapi_extra=schemas.body(schemas.Batch),
 )
@@ -81,12 +77,12 @@ def create_jobs(request: HttpRequest) -> HttpResponse:
     accepted = [next(answers) if isinstance(item, Item) else item for item in prepared]
     jobs = _read_back([answer[1] for answer in accepted if isinstance(answer, tuple)])
     results = [_result(request, answer, index=index, jobs=jobs) for index, answer in enumerate(accepted)]
-    return _json({"results": results})
+    return envelope.answer({"results": results})
 
 
 @router.get(
     "/jobs",
-    response={200: schemas.JobPage, **_ERRORS},
+    response={200: schemas.JobPage, **schemas.ERRORS},
     operation_id="listJobs",
     openapi_extra=schemas.query(
         type=_TEXT,
@@ -106,7 +102,7 @@ def list_jobs(request: HttpRequest) -> HttpResponse:
     wanted = listing.read_filter(request.GET)
     with bounded():
         page = listing.page(wanted, key=key)
-    return _json(
+    return envelope.answer(
         {
             "items": [job_json.as_json(job, tracebacks=False) for job in page.jobs],
             "next": page.next,
@@ -115,96 +111,84 @@ def list_jobs(request: HttpRequest) -> HttpResponse:
     )
 
 
-@router.get("/jobs/{job_id}", response={200: schemas.Job, **_ERRORS}, operation_id="getJob")
+@router.get("/jobs/{job_id}", response={200: schemas.Job, **schemas.ERRORS}, operation_id="getJob")
 def get_job(request: HttpRequest, job_id: str) -> HttpResponse:
     """Return one job with its attempts."""
     key = key_of(request, scope="jobs:read")
     with bounded():
-        job = _find(job_id, key=key)
-    return _json(job_json.as_json(job))
+        job = listing.find(job_id, key=key)
+    return envelope.answer(job_json.as_json(job))
 
 
 @router.post(
     "/jobs/{job_id}/cancel",
-    response={200: schemas.Cancelled, 202: schemas.Cancelled, **_ERRORS},
+    response={200: schemas.Cancelled, 202: schemas.Cancelled, **schemas.ERRORS},
     operation_id="cancelJob",
     openapi_extra=schemas.body(schemas.Reason),
 )
 def cancel_job(request: HttpRequest, job_id: str) -> HttpResponse:
     """Cancel a waiting job, or ask a running one to stop (202). Asked again, the answer is the same."""
     key = key_of(request, scope="jobs:write")
-    why = _why(request, key=key)
+    why = envelope.read_why(request, key=key)
     with bounded():
-        job = _find(job_id, key=key)
+        job = listing.find(job_id, key=key)
         try:
             done = actions.cancel_job(job.id, **why)
         except actions.NotCancellable as error:
             raise Problem("not_cancellable", f"{error}.", status=409, state=error.state) from None
         except actions.JobNotFound:
-            raise _no_such_job() from None
+            raise problems.unknown_job() from None
     status = "cancelled" if done.state == JobState.CANCELLED else "cancel_requested"
-    return _json(
+    return envelope.answer(
         {"id": str(job.id), "status": status, "state": done.state, "effect": done.effect},
         status=200 if status == "cancelled" else 202,
     )
 
 
 @router.post(
+    "/jobs/{job_id}/retry-now",
+    response={200: schemas.Job, **schemas.ERRORS},
+    operation_id="retryJobNow",
+    openapi_extra=schemas.body(schemas.Reason),
+)
+def retry_job_now(request: HttpRequest, job_id: str) -> HttpResponse:
+    """Make the next attempt of a retrying job due at once. It costs the attempt that it would have cost later."""
+    key = key_of(request, scope="jobs:write")
+    why = envelope.read_why(request, key=key)
+    with bounded():
+        job = listing.find(job_id, key=key)
+        try:
+            actions.retry_now(job.id, **why)
+        except actions.NotRetrying as error:
+            raise Problem("not_retrying", f"{error}.", status=409, state=error.state) from None
+        except actions.JobNotFound:
+            raise problems.unknown_job() from None
+    with bounded():
+        return envelope.answer(job_json.as_json(listing.find(job_id, key=key)))
+
+
+@router.post(
     "/jobs/{job_id}/replay",
-    response={201: schemas.Job, **_ERRORS},
+    response={201: schemas.Job, **schemas.ERRORS},
     operation_id="replayJob",
     openapi_extra=schemas.body(schemas.Reason),
 )
 def replay_job(request: HttpRequest, job_id: str) -> HttpResponse:
     """Accept a new job in place of a dead, expired or cancelled one."""
     key = key_of(request, scope="dlq:replay")
-    why = _why(request, key=key, shape=envelope.Replay)
+    why = envelope.read_why(request, key=key, shape=envelope.Replay)
     with bounded():
-        job = _find(job_id, key=key)
+        job = listing.find(job_id, key=key)
         try:
             child = actions.replay_job(job.id, **why)
         except actions.NotReplayable as error:
             raise Problem(error.code, f"{error.detail}.", status=409) from None
         except actions.JobNotFound:
-            raise _no_such_job() from None
+            raise problems.unknown_job() from None
         replayed = job_json.as_json(job_json.readable().get(id=child))
-    response = _json(replayed, status=201)
+    response = envelope.answer(replayed, status=201)
     response["Location"] = job_json.job_path(child)
     return response
-
-
-@router.post(
-    "/dead-letters/{job_id}/replay",
-    response={201: schemas.Job, **_ERRORS},
-    operation_id="replayDeadLetter",
-    openapi_extra=schemas.body(schemas.Reason),
-)
-def replay_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
-    """Do the same as `/jobs/{id}/replay`."""
-    return replay_job(request, job_id)
-
-
-@router.post(
-    "/dead-letters/{job_id}/cancel",
-    response={200: schemas.Job, **_ERRORS},
-    operation_id="cancelDeadLetter",
-    openapi_extra=schemas.body(schemas.Reason),
-)
-def cancel_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
-    """Resolve a dead letter without running it again; it stays dead. Asked again, the answer is the same."""
-    key = key_of(request, scope="dlq:replay")
-    why = _why(request, key=key)
-    with bounded():
-        job = _find(job_id, key=key)
-        try:
-            actions.cancel_dead_letter(job.id, **why)
-        except actions.NotCancellable as error:
-            detail = f"The job is {error.state} and not an open dead letter."
-            raise Problem("not_cancellable", detail, status=409, state=error.state) from None
-        except actions.JobNotFound:
-            raise _no_such_job() from None
-        job = job_json.readable().get(id=job.id)
-    return _json(job_json.as_json(job))
 
 
 def _item(one: envelope.OneJob, *, header: str | None = None) -> Item:
@@ -290,31 +274,3 @@ def _result(
         answer = problems.of_exception(outcome)
     answer.pointer = f"/jobs/{index}{answer.pointer}"
     return {"status": answer.status, "error": answer.as_json(request_id(request))}
-
-
-def _find(text: str, *, key: Key) -> Job:
-    """Return a job that the key may see. Raises: Problem 404 for any other."""
-    job = job_json.readable().filter(id=UUID(text)).first() if _ID.fullmatch(text) else None
-    if job is None or not key.may_use(job.type):
-        raise _no_such_job()
-    return job
-
-
-def _no_such_job() -> Problem:
-    return Problem("unknown_job", "There is no job of this id.", status=404)
-
-
-def _why(
-    request: HttpRequest, *, key: Key, shape: type[envelope.Cancel | envelope.Replay] = envelope.Cancel
-) -> dict[str, str]:
-    """Read who acts and why. Raises: Problem."""
-    found = envelope.read(envelope.read_body(request, limit=envelope.ONE_MAX), shape)
-    if isinstance(found, envelope.Replay) and not (found.payload is found.dedupe_key is msgspec.UNSET):
-        raise Problem("edited_replay_unsupported", "A replay with another payload or key is not built yet.", status=501)
-    if not found.reason.strip() or len(found.reason) > REASON_MAX:
-        raise Problem("invalid_request", f"reason has 1 to {REASON_MAX} characters.", pointer="/reason")
-    return {"actor": key.actor, "reason": found.reason, "source": "api", "request_id": request_id(request)}
-
-
-def _json(value: Any, *, status: int = 200) -> HttpResponse:
-    return HttpResponse(msgspec.json.encode(value), content_type="application/json", status=status)

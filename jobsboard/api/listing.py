@@ -1,16 +1,16 @@
-"""Pages of jobs, newest first: filters, signed cursors, and the bound on what one request looks at.
+"""Jobs as a key may see them: one by its id, and pages, newest first, with signed cursors and a bounded look.
 
-Not here: the job as JSON (`jobsboard.api.job_json`).
+Not here: the job as JSON (`jobsboard.api.job_json`); dead letters (`jobsboard.api.dead_letters`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -19,7 +19,7 @@ from django.http import QueryDict
 
 from jobsboard.api import job_json, times
 from jobsboard.api.keys import Key
-from jobsboard.api.problems import Problem, unknown_job_type
+from jobsboard.api.problems import Problem, unknown_job, unknown_job_type
 from queues import contracts
 from queues.models import DedupeKey, Job, JobQuerySet
 from queues.states import JobState
@@ -31,6 +31,13 @@ LIMIT_MAX: Final = 100
 _LINEAGE_MAX: Final = 50
 _SALT: Final = "jobsboard.api.cursor"
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+class NoQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """The query string of a call that takes none: a filter that does nothing would be believed."""
 
 
 class Filter(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -59,23 +66,53 @@ class Page:
     """Whether there is nothing further."""
 
 
-def read_filter(query: QueryDict) -> Filter:
-    """Read the query string. Raises: Problem 422 with the parameter's name."""
+def read_id(text: str) -> UUID | None:
+    """Read the id of a job; None for what cannot be one."""
+    return UUID(text) if _ID.fullmatch(text) else None
+
+
+def find(text: str, *, key: Key) -> Job:
+    """Return a job that the key may see. Raises: Problem 404 for any other."""
+    job_id = read_id(text)
+    job = None if job_id is None else job_json.readable().filter(id=job_id).first()
+    if job is None or not key.may_use(job.type):
+        raise unknown_job()
+    return job
+
+
+def read_query(query: QueryDict, shape: type[_T]) -> _T:
+    """Read a query string strictly. Raises: Problem 422."""
     for name, values in query.lists():
         if len(values) != 1:
-            raise _bad(name, "is given more than once")
+            raise bad(name, "is given more than once")
     try:
-        found = msgspec.convert(_typed({name: str(value) for name, value in query.items()}), Filter)
+        return msgspec.convert(_typed({name: str(value) for name, value in query.items()}), shape)
     except msgspec.ValidationError as error:
         raise Problem("invalid_query", f"{error}.", pointer="") from None
-    if not 1 <= found.limit <= LIMIT_MAX:
-        raise _bad("limit", f"is from 1 to {LIMIT_MAX}")
+
+
+def check_limit(limit: int) -> None:
+    """Refuse a page that is too long or none. Raises: Problem 422."""
+    if not 1 <= limit <= LIMIT_MAX:
+        raise bad("limit", f"is from 1 to {LIMIT_MAX}")
+
+
+def check_type(name: str | None, *, key: Key) -> None:
+    """Refuse a type that is closed to the key like one that does not exist. Raises: Problem 404."""
+    if name is not None and (name not in contracts.all_current() or not key.may_use(name)):
+        raise unknown_job_type()
+
+
+def read_filter(query: QueryDict) -> Filter:
+    """Read the query string of `GET /jobs`. Raises: Problem 422 with the parameter's name."""
+    found = read_query(query, Filter)
+    check_limit(found.limit)
     if found.state is not None and found.state not in set(JobState):
-        raise _bad("state", f"is one of {', '.join(JobState)}")
+        raise bad("state", f"is one of {', '.join(JobState)}")
     for name in ("group", "dedupe_key"):
         value = getattr(found, name)
         if value is not None and not _VISIBLE.fullmatch(value):
-            raise _bad(name, "has 1 to 255 visible ASCII characters")
+            raise bad(name, "has 1 to 255 visible ASCII characters")
     return found
 
 
@@ -84,8 +121,7 @@ def page(wanted: Filter, *, key: Key) -> Page:
 
     Raises: Problem 404 for a type that does not exist or is closed to the key, 422 for a bad cursor or time.
     """
-    if wanted.type is not None and (wanted.type not in contracts.all_current() or not key.may_use(wanted.type)):
-        raise unknown_job_type()
+    check_type(wanted.type, key=key)
     base = _between(wanted)
     if wanted.type is not None:
         base = base.of_type(wanted.type)
@@ -108,15 +144,16 @@ def _between(wanted: Filter) -> JobQuerySet:
     """Bound the ids, whose first 48 bits are milliseconds, so that partitions outside are never read."""
     jobs = job_json.readable().order_by("-id")
     if wanted.since is not None:
-        jobs = jobs.filter(id__gte=_first_id(times.read(wanted.since, pointer="since")))
+        jobs = jobs.filter(id__gte=first_id(times.read(wanted.since, pointer="since")))
     if wanted.until is not None:
-        jobs = jobs.filter(id__lt=_first_id(times.read(wanted.until, pointer="until")))
+        jobs = jobs.filter(id__lt=first_id(times.read(wanted.until, pointer="until")))
     if wanted.cursor is not None:
-        jobs = jobs.filter(id__lt=_open_cursor(wanted))
+        jobs = jobs.filter(id__lt=open_cursor(wanted.cursor, scope=_scope(wanted)))
     return jobs
 
 
-def _first_id(at: datetime) -> UUID:
+def first_id(at: datetime) -> UUID:
+    """Return the lowest id of a moment."""
     milliseconds = max(0, int(at.timestamp() * 1000))
     return UUID(int=milliseconds << 80)
 
@@ -155,7 +192,12 @@ def _exact(jobs: JobQuerySet, wanted: Filter) -> Page:
     found = list(jobs[: wanted.limit + 1])
     more = len(found) > wanted.limit
     found = found[: wanted.limit]
-    return Page(jobs=found, next=_seal(wanted, found[-1].id) if more else None, searched_rows=None, complete=not more)
+    return Page(
+        jobs=found,
+        next=seal(found[-1].id, scope=_scope(wanted)) if more else None,
+        searched_rows=None,
+        complete=not more,
+    )
 
 
 def _bounded(base: JobQuerySet, wanted: Filter, *, key: Key) -> Page:
@@ -171,31 +213,36 @@ def _bounded(base: JobQuerySet, wanted: Filter, *, key: Key) -> Page:
     end = found[-1].id if more else floor
     return Page(
         jobs=found,
-        next=None if end is None else _seal(wanted, end),
+        next=None if end is None else seal(end, scope=_scope(wanted)),
         searched_rows=looked,
         complete=end is None,
     )
 
 
-def _seal(wanted: Filter, last: UUID) -> str:
-    return signing.dumps([last.hex, _of_filter(wanted)], salt=_SALT)
+def seal(last: UUID, *, scope: Sequence[Any]) -> str:
+    """Write the cursor of the page after this id. `scope` is everything but the page."""
+    return signing.dumps([last.hex, _digest(scope)], salt=_SALT)
 
 
-def _open_cursor(wanted: Filter) -> UUID:
+def open_cursor(cursor: str, *, scope: Sequence[Any]) -> UUID:
+    """Read a cursor; one of another filter would skip jobs. Raises: Problem 422."""
     try:
-        last, filtered = signing.loads(wanted.cursor or "", salt=_SALT)
-        if filtered == _of_filter(wanted):
+        last, filtered = signing.loads(cursor, salt=_SALT)
+        if filtered == _digest(scope):
             return UUID(hex=last)
     except (signing.BadSignature, ValueError, TypeError):
         pass
     raise Problem("invalid_cursor", "The cursor is not one that this list gave for the same filter.", pointer="cursor")
 
 
-def _of_filter(wanted: Filter) -> str:
-    """Return a digest of everything but the page; a cursor of another filter would skip jobs."""
-    filtered = [wanted.type, wanted.state, wanted.tier, wanted.group, wanted.dedupe_key, wanted.since, wanted.until]
-    return hashlib.sha256(msgspec.json.encode(filtered)).hexdigest()[:16]
+def _scope(wanted: Filter) -> list[Any]:
+    return [wanted.type, wanted.state, wanted.tier, wanted.group, wanted.dedupe_key, wanted.since, wanted.until]
 
 
-def _bad(name: str, says: str) -> Problem:
+def _digest(scope: Sequence[Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(scope)).hexdigest()[:16]
+
+
+def bad(name: str, says: str) -> Problem:
+    """Return what is wrong with a parameter."""
     return Problem("invalid_query", f"The parameter {name} {says}.", pointer=name)

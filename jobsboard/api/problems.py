@@ -32,10 +32,16 @@ _STATUS: Final[dict[str, int]] = {
     "invalid_encoding": 400,
     "dedupe_key_invalid": 400,
     "idempotency_key_mismatch": 400,
+    "webhook_id_invalid": 400,
     "unauthorized": 401,
+    "signature_invalid": 401,
+    "timestamp_out_of_tolerance": 401,
     "missing_scope": 403,
     "unknown_job_type": 404,
     "type_disabled": 409,
+    "contradiction": 409,
+    "run_superseded": 409,
+    "not_retrying": 409,
     "payload_too_large": 413,
     "overloaded": 429,
 }
@@ -44,8 +50,13 @@ _STATUS: Final[dict[str, int]] = {
 _TITLES: Final[dict[str, str]] = {
     "unauthorized": "A valid API key is required",
     "missing_scope": "The key lacks a scope",
+    "signature_invalid": "The signature is missing or wrong",
+    "timestamp_out_of_tolerance": "The timestamp is missing, wrong or too far from now",
     "unknown_job_type": "Unknown job type",
     "type_disabled": "The job type is disabled",
+    "contradiction": "The opposite is known already",
+    "run_superseded": "A newer run of the job has begun",
+    "not_retrying": "The job does not wait for another attempt",
     "dedupe_conflict": "The key was used with another payload",
     "contract_violation": "The payload breaks the contract",
     "dedupe_key_invalid": "The dedupe key is not usable",
@@ -114,6 +125,11 @@ def unauthorized() -> Problem:
 def unknown_job_type() -> Problem:
     """Return the one answer for a type that does not exist and for one that the key may not use."""
     return Problem("unknown_job_type", "There is no job type of this name.", pointer="/type")
+
+
+def unknown_job() -> Problem:
+    """Return the one answer for a job that does not exist, one that is closed to the key, and a token of none."""
+    return Problem("unknown_job", "There is no job of this id.", status=404)
 
 
 def of_exception(error: BaseException) -> Problem:

@@ -49,6 +49,24 @@ class Batch(BaseModel):
     jobs: list[OneJob] = Field(min_length=1, max_length=1000)
 
 
+class Confirmation(BaseModel):
+    """What became of the work, as the outside world says it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    outcome: Literal["confirmed", "rejected"]
+    ref: str | None = Field(default=None, max_length=1000, description="The reference that proves it.")
+    detail: str | None = Field(default=None, description="For people; what is beyond 2000 characters is cut off.")
+    retryable: bool = Field(default=False, description="Of a rejection: another attempt may help.")
+    run: int | None = Field(default=None, ge=1, le=2**31 - 1, description="Which run it is about; null: the current.")
+
+
+class ProviderCallback(Confirmation):
+    """A provider's callback. It names the job by job_id, or by the reference that the provider gave before."""
+
+    job_id: str | None = Field(default=None, description="Before ref, where both are sent.")
+
+
 class Reason(BaseModel):
     """Why a person or a producer does this; kept in the audit log."""
 
@@ -64,6 +82,25 @@ class Evidence(BaseModel):
     ref: str | None
     at: datetime | None
     late: bool
+
+
+class LateEvidence(BaseModel):
+    """What came after the end, or about an older run: kept, and without effect."""
+
+    outcome: Literal["confirmed", "rejected"] | None
+    kind: str | None
+    ref: str | None
+    detail: str | None
+    at: datetime | None
+    run: int | None
+
+
+class Progress(BaseModel):
+    """How far the last run said that it was."""
+
+    share: float | None
+    text: str
+    at: datetime | None
 
 
 class Attempt(BaseModel):
@@ -107,13 +144,17 @@ class Job(BaseModel):
     ready_at: datetime
     due_at: datetime | None
     expires_at: datetime
+    confirm_by: datetime | None = Field(description="When an outcome that is still not proven is given up.")
     started_at: datetime | None
     finished_at: datetime | None
     settled_at: datetime | None
     window_seconds: int
     in_window: bool | None
     lag_seconds: float | None
+    progress: Progress | None
+    reference: str | None = Field(description="What a run got from outside, while its proof is awaited.")
     evidence: Evidence | None
+    late_evidence: list[LateEvidence]
     result: Any
     maybe_duplicate: bool
     cancel_requested: bool
@@ -122,6 +163,42 @@ class Job(BaseModel):
     replayed_by: UUID | None
     root: UUID
     links: Links
+
+
+class Counted(BaseModel):
+    """What a confirmation did. A callback is answered with this alone."""
+
+    applied: bool = Field(description="It counts, now or when the run that goes on has ended.")
+    result: Literal[
+        "confirmed",
+        "kept",
+        "rejected",
+        "retrying",
+        "duplicate",
+        "late",
+        "contradiction",
+        "superseded",
+        "pending",
+    ]
+    duplicate: bool
+    late: bool
+    job_id: UUID | None = Field(description="The job it counted for: of a lineage, the newest.")
+    state: _State | None
+
+
+class ConfirmedJob(Job):
+    """The job after a confirmation."""
+
+    confirmation: Counted
+
+
+class DeadLetter(Job):
+    """A dead job, and what was made of it."""
+
+    fingerprint: str | None = Field(description="The same for failures that are alike.")
+    resolution: Literal["open", "replayed", "cancelled", "ignored"]
+    resolved_at: datetime | None
+    resolved_by: str | None
 
 
 class BatchResult(BaseModel):
@@ -151,6 +228,57 @@ class JobPage(BaseModel):
     items: list[Job]
     next: str | None = Field(description="Cursor of the next page; a page may be empty and still have a next one.")
     searched: Searched
+
+
+class DeadLetterPage(BaseModel):
+    """Dead letters, newest first."""
+
+    items: list[DeadLetter]
+    next: str | None = Field(description="Cursor of the next page; a page may be empty and still have a next one.")
+    searched: Searched
+
+
+class PreflightCheck(BaseModel):
+    """One question about a replay."""
+
+    name: str
+    title: str
+    result: Literal["pass", "note", "fail", "unknown"]
+    evidence: str
+    at: datetime
+
+
+class Preflight(BaseModel):
+    """Whether a replay is safe, as far as this is known."""
+
+    id: UUID
+    verdict: Literal["safe", "unknown", "unsafe"]
+    checks: list[PreflightCheck]
+
+
+class JobType(BaseModel):
+    """A reliability contract: each field of docs/contracts.md, and what follows from them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    version: int
+    promise: str
+    tier: int
+    tier_name: str
+    target_ratio: float | None = Field(description="The type's own share; null: its tier's.")
+    target_ratio_in_effect: float
+    enabled: bool
+    paused: bool
+    target_secret_set: bool
+    callback_secret_set: bool
+    not_enforced: dict[str, str] = Field(description="Fields that decide nothing in this release, and what is missing.")
+
+
+class JobTypes(BaseModel):
+    """The job types that the key may use, by name."""
+
+    items: list[JobType]
 
 
 class Cancelled(BaseModel):
@@ -189,3 +317,7 @@ def query(**parameters: dict[str, Any]) -> dict[str, Any]:
 def header(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """Return one header parameter for `openapi_extra`."""
     return {"parameters": [{"in": "header", "name": name, "required": False, "schema": schema}]}
+
+
+ERRORS: Final[dict[Any, Any]] = dict.fromkeys((400, 401, 403, 404, 409, 413, 415, 422, 429, 503), Problem)
+"""What any call may answer beside its own."""

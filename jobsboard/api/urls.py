@@ -12,7 +12,7 @@ from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
 from ninja.security import HttpBearer
 
-from jobsboard.api import jobs, problems
+from jobsboard.api import confirmations, dead_letters, job_types, jobs, problems
 from jobsboard.api.keys import Key
 from jobsboard.api.problems import Problem
 
@@ -41,7 +41,8 @@ api = NinjaAPI(
     auth=ApiKeyBearer(),
     urls_namespace="api",
 )
-api.add_router("", jobs.router)
+for _router in (jobs.router, confirmations.router, dead_letters.router, job_types.router):
+    api.add_router("", _router)
 
 
 @api.exception_handler(Exception)

@@ -19,6 +19,7 @@ from jobsboard.board.svg import duration
 from jobsboard.roles import can, require
 from queues import outcomes
 from queues.contract_rules import promise_sentence
+from queues.contract_switches import HOLDS
 from queues.contract_versions import fields_of
 from queues.models import ContractRevision, JobType
 from queues.outcomes import DEFAULT_RANGE, RANGES, Span, TypeNow
@@ -103,6 +104,13 @@ def _late_words(late: Sequence[summary.TypeLine], total: int) -> str:
 @live
 def job_type(request: HttpRequest, name: str) -> HttpResponse:
     """Show one type."""
+    return type_page(request, name)
+
+
+def type_page(
+    request: HttpRequest, name: str, *, here: str = "", toast: Mapping[str, str] | None = None
+) -> HttpResponse:
+    """Render the page of a type. `here` is where it polls when the request was for another URL."""
     board = shell.board_of(request)
     known = board.types.get(name)
     if known is None:
@@ -112,7 +120,7 @@ def job_type(request: HttpRequest, name: str) -> HttpResponse:
     span = Span.of(range_name, now=board.now)
     row, versions = _versions(name)
     can_edit = can(request.user, "edit_contract") and getattr(request.user, "is_staff", False)
-    context = {
+    context: dict[str, Any] = {
         "title": name,
         "crumbs": [("Job types", reverse("job-types")), (name, "")],
         "ranges": list(RANGES),
@@ -122,9 +130,13 @@ def job_type(request: HttpRequest, name: str) -> HttpResponse:
         "versions": versions,
         "shown_version": _chosen(params, versions),
         "edit_url": reverse("admin:queues_jobtype_change", args=[name]) if can_edit else "",
+        "may_act": can(request.user, "act"),
+        "toast": toast,
         **_numbers(request, known, span, versions),
         **_contract(row, known),
     }
+    if here:
+        context["here"] = here
     return answer(request, "board/job_type.html", context, poll=15)
 
 
@@ -159,10 +171,24 @@ def _contract(row: JobType, known: TypeNow) -> dict[str, Any]:
     cap = f", at most {duration(row.backoff_cap_seconds)}" if row.backoff != "fixed" else ""
     return {
         "contract": row,
+        "held": _held_words(row),
         "promise_sentence": promise_sentence(fields, tier_ratio=known.target),
         "retry_words": f"{row.max_attempts} attempts, {row.backoff} from {duration(row.backoff_base_seconds)}{cap}",
         "stale_words": "then expired" if row.on_stale == "expire" else "then a dead letter",
     }
+
+
+def _held_words(row: JobType) -> list[str]:
+    """Say what is switched off, by whom, until when and why."""
+    found = []
+    for hold in HOLDS:
+        if getattr(row, hold.switch) == hold.value:
+            reason, by, until = (getattr(row, column) for column in hold.columns[1:])
+            words = hold.prefix.capitalize() + (f" by {by}" if by else "")
+            words += f" until {until:%Y-%m-%d %H:%M} UTC" if until else ""
+            effect = "nothing is started" if hold.switch == "paused" else "new jobs are refused"
+            found.append(f"{words}, {effect}" + (f": {reason}" if reason else ""))
+    return found
 
 
 def _versions(name: str) -> tuple[JobType, list[Version]]:

@@ -127,6 +127,41 @@ def headline(job: Job) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Late:
+    """Evidence that came after the end, or about a run that was no longer the newest."""
+
+    title: str
+    kind: str
+    ref: str
+    detail: str
+    at: datetime | None
+
+
+def late_evidence(job: Job) -> list[Late]:
+    """Return what came and could not count, oldest first."""
+    return [
+        Late(
+            title=_late_title(job, str(one.get("outcome"))),
+            kind=str(one.get("kind") or ""),
+            ref=str(one.get("ref") or ""),
+            detail=str(one.get("detail") or ""),
+            at=_moment(one.get("at")),
+        )
+        for one in job.late_evidence or []
+        if isinstance(one, dict)
+    ]
+
+
+def _late_title(job: Job, outcome: str) -> str:
+    if job.evidence:
+        # A second reference for one action, or the opposite of what is known.
+        return "Confirmed again" if outcome == "confirmed" else "Contradicted"
+    if outcome == "confirmed":
+        return "Confirmed late"
+    return "Rejected late" if job.settled_at else "An older run was rejected"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Allowed:
     """What the state of the job permits; the role is asked for apart."""
 

@@ -10,12 +10,13 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.views.decorators.http import require_safe
 
+from dlq import preflight
 from jobsboard.board import job_view, payload, replay_checks, shell
 from jobsboard.board.params import Params, scope_of, seal
 from jobsboard.board.refresh import answer, live
 from jobsboard.roles import can, require
 from queues import contracts, outcomes
-from queues.models import AuditEntry, DedupeKey, Job
+from queues.models import AuditEntry, Job
 from queues.outcomes import Board, JobFilter, JobPage
 from queues.states import DEAD_REASONS, OPEN, REPLAYABLE, JobState
 
@@ -185,6 +186,8 @@ def job_page(
         "took": ((found.settled_at or board.now) - found.accepted_at).total_seconds(),
         "late": (found.settled_at or board.now) > job_view.window_end(found),
         "failure": last,
+        "late_evidence": job_view.late_evidence(found),
+        "confirmed_late": found.state != JobState.CONFIRMED and bool(preflight.late_evidence(found, "confirmed")),
         "traceback": payload.traceback_blocks(str(last.get("traceback") or "")),
         "allowed": job_view.allowed(found),
         "may_act": can(request.user, "act"),
@@ -215,11 +218,6 @@ def _contract(request: HttpRequest, found: Job) -> dict[str, Any]:
         "now_version": known.version if known else None,
     }
     if found.state in REPLAYABLE and job_view.allowed(found).replay:
-        context["verdict_card"] = replay_checks.judge(found, holder=_holder(found), known=known, now=board.now)
+        holder = preflight.holder_of(found)
+        context["verdict_card"] = replay_checks.judge(found, holder=holder, known=known, now=board.now)
     return context
-
-
-def _holder(found: Job) -> UUID | None:
-    if found.dedupe_key is None:
-        return None
-    return DedupeKey.objects.filter(type=found.type, key=found.dedupe_key).values_list("job_id", flat=True).first()

@@ -12,6 +12,7 @@ from jobsboard.board import charts, shell, summary, verdict
 from jobsboard.board.changes import NEWEST, recent
 from jobsboard.board.params import Params
 from jobsboard.board.refresh import answer, live
+from jobsboard.demo.panel import panel
 from jobsboard.roles import require
 from queues import broker, outcomes
 from queues.models import AuditEntry
@@ -52,6 +53,7 @@ def overview(request: HttpRequest) -> HttpResponse:
         "ranges": list(RANGES),
         "range": range_name,
         "notes": params.notes,
+        "demo": panel(),
         "verdict": verdict.sentence(tiers),
         "cause": verdict.cause(types, range_name=range_name),
         "tiers": tiers,

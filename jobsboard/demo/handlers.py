@@ -1,69 +1,60 @@
-"""Handlers of the demo: mails by SMTP, with the mail server's queue id as evidence."""
+"""Handlers and checks of the demo. `crm.sync_contact` has none: its work goes to the CRM over HTTP."""
 
-import re
-import smtplib
-from email.message import EmailMessage
-from typing import Any, Final
-
-from jobsboard.demo import place
-from queues.handlers import Confirmed, JobContext, PermanentError, handler
-
-TIMEOUT_SECONDS: Final = 10.0
-_QUEUED_AS: Final = re.compile(rb"queued as ([0-9A-Za-z]+)")
-
-
-class MailDeferred(Exception):
-    """The mail server refused for now (4xx)."""
+from jobsboard.demo import journal, mail, partner, place, scoring
+from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, Rejected, check, handler
 
 
 @handler("onboarding.welcome_email")
 def welcome_email(job: JobContext) -> Confirmed:
-    """Greet a new customer."""
-    return _send(job, subject="Welcome", body=f"Hello, customer {job.payload['user_id']}. Good to have you here.")
+    """Greet a new customer; the mail server's queue id is the evidence."""
+    queue_id = mail.send(
+        to=job.payload["email"],
+        subject="Welcome",
+        body=f"Hello, customer {job.payload['user_id']}. Good to have you here.",
+        idempotency_key=job.idempotency_key,
+        maybe_duplicate=job.maybe_duplicate,
+    )
+    return Confirmed(ref=queue_id)
 
 
-@handler("billing.receipt")
-def receipt(job: JobContext) -> Confirmed:
-    """Send the receipt for a payment."""
-    euros = job.payload["amount_cents"] / 100
-    return _send(job, subject=f"Receipt {job.payload['invoice_id']}", body=f"We received {euros:.2f} EUR. Thank you.")
+@check("onboarding.welcome_email")
+def welcome_email_sent(job: JobContext) -> Confirmed | None:
+    """Ask the mail server whether an earlier run's mail left, before another one is sent."""
+    queue_id = mail.find(job.idempotency_key)
+    return Confirmed(ref=queue_id) if queue_id else None
 
 
-@handler("digest.weekly")
-def digest(job: JobContext) -> Confirmed:
-    """Send the summary of a week."""
-    return _send(job, subject=f"Your week {job.payload['week']}", body="All is well.")
+@handler("scoring.account")
+def score_account(job: JobContext) -> Confirmed:
+    """Compute the score of an account."""
+    found = scoring.score(
+        user_id=job.payload["user_id"],
+        seats=job.payload["seats"],
+        visits=job.payload["visits"],
+        progress=job.progress,
+    )
+    journal.note(place.score_log(), "scored", key=job.idempotency_key, score=found)
+    return Confirmed(ref=None, result={"score": found})
 
 
-def _send(job: JobContext, *, subject: str, body: str) -> Confirmed:
-    """Hand one message to the mail server and return its queue id.
-
-    Raises: MailDeferred (4xx, time-outs), PermanentError (5xx).
-    """
-    message = EmailMessage()
-    message["From"] = "hello@jobsboard.example"
-    message["To"] = job.payload["email"]
-    message["Subject"] = subject
-    # Stable over attempts and replays, so that a receiving system can drop a second copy.
-    message["Message-ID"] = f"<{job.idempotency_key}@jobsboard.example>"
-    message["X-Maybe-Duplicate"] = "yes" if job.maybe_duplicate else "no"
-    message.set_content(body)
-    try:
-        with smtplib.SMTP("127.0.0.1", place.mail_port(), timeout=TIMEOUT_SECONDS) as server:
-            server.ehlo_or_helo_if_needed()
-            _expect(server.mail("hello@jobsboard.example"))
-            _expect(server.rcpt(job.payload["email"]))
-            said = _expect(server.data(message.as_bytes()))
-    except (OSError, smtplib.SMTPServerDisconnected) as error:
-        raise MailDeferred(f"the mail server did not answer: {type(error).__name__}") from error
-    found = _QUEUED_AS.search(said)
-    return Confirmed(ref=found[1].decode() if found else None)
+@handler("billing.handoff")
+def hand_over_invoice(job: JobContext) -> AwaitingConfirmation:
+    """Hand an invoice to the billing partner, who books it later."""
+    receipt = job.once(
+        "hand over",
+        lambda: partner.hand_over(
+            key=job.idempotency_key,
+            invoice=job.payload["invoice_id"],
+            amount_cents=job.payload["amount_cents"],
+        ),
+    )
+    return AwaitingConfirmation(ref=str(receipt))
 
 
-def _expect(answer: tuple[int, Any]) -> bytes:
-    code, text = answer
-    said = text if isinstance(text, bytes) else str(text).encode()
-    if 200 <= code < 300:
-        return said
-    words = f"SMTP {code} {said.decode('utf-8', 'replace')}"
-    raise PermanentError(words) if code >= 500 else MailDeferred(words)
+@check("billing.handoff")
+def invoice_booked(job: JobContext) -> Confirmed | Rejected | None:
+    """Look into the partner's books."""
+    entry = partner.look_up(job.idempotency_key)
+    if entry is None:
+        return None
+    return Rejected(entry.refused) if entry.refused else Confirmed(ref=entry.ref)

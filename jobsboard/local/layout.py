@@ -40,6 +40,9 @@ class Secrets:
     broker_password: str
     secret_key: str
     encryption_keys: str
+    #: What Jobsboard and the demo's CRM sign their requests with, each its own.
+    crm_secret: str
+    crm_callback_secret: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class Layout:
     @property
     def valkey(self) -> Path:
         return self.root / "valkey"
+
+    @property
+    def demo(self) -> Path:
+        return self.root / "demo"
 
     @property
     def credentials(self) -> Path:
@@ -103,11 +110,15 @@ class Layout:
     def secrets(self) -> Secrets:
         """Read this stack's secrets, drawing them the first time."""
         path = self.root / "secrets.json"
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError, TypeError):
-            return Secrets(**json.loads(path.read_text(encoding="utf-8")))
-        drawn = draw_secrets()
-        write_private(path, json.dumps(drawn.__dict__, indent=2) + "\n")
-        return drawn
+        kept: dict[str, str] = {}
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        # A stack of an older release has fewer; those that it has must stay: its servers know them.
+        drawn = draw_secrets().__dict__
+        found = {name: kept.get(name, value) for name, value in drawn.items()}
+        if found.keys() - kept.keys():
+            write_private(path, json.dumps(found, indent=2) + "\n")
+        return Secrets(**found)
 
 
 def draw_secrets() -> Secrets:
@@ -118,7 +129,14 @@ def draw_secrets() -> Secrets:
         secret_key=secrets.token_urlsafe(50),
         # The form of a Fernet key, drawn without importing the library.
         encryption_keys=base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+        crm_secret=_webhook_secret(),
+        crm_callback_secret=_webhook_secret(),
     )
+
+
+def _webhook_secret() -> str:
+    """Draw a secret in the form of Standard Webhooks."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def of_checkout() -> Layout:

@@ -57,6 +57,21 @@ def listen_for_web() -> socket.socket:
     raise UsageError(f"no free port between {candidates.start} and {candidates.stop - 1}")
 
 
+def listen(*, rather: int | None = None) -> socket.socket:
+    """Bind a free loopback port, that one if it can be had, for a process that inherits it."""
+    if rather is not None:
+        with contextlib.suppress(OSError):
+            return _listening(_bound(rather))
+    while True:
+        with contextlib.suppress(OSError):
+            return _listening(_bound(free()))
+
+
+def _listening(bound: socket.socket) -> socket.socket:
+    bound.listen(128)
+    return bound
+
+
 def _bound(port: int) -> socket.socket:
     """Bind a loopback port; connections of a server that ended a moment ago are no obstacle."""
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

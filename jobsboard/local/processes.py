@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobsboard.local.layout import CHECKOUT, Layout
+from jobsboard.local.layout import CHECKOUT, Layout, Secrets
+from jobsboard.local.ports import LOOPBACK
 from jobsboard.local.supervise import TERMINATE, ProcessSpec
 
 MANAGE = (sys.executable, "manage.py")
 #: Pool processes for each tier: the more urgent, the more room. Sized for a laptop.
 POOL_SIZES = {"tier1": 4, "tier2": 3, "tier3": 2}
-DEMO_ENV = {"JOBSBOARD_HANDLERS": "jobsboard.demo.handlers"}
 #: Servers have the stages 0 and 1 (postgres.py, valkey.py).
 BEFORE_WORKERS, APPLICATION, AFTER_ALL = 2, 3, 4
 QUICKLY = ((signal.SIGTERM, 5.0),)
@@ -49,26 +49,46 @@ class Entry:
         )
 
 
-def preparations(*, credentials: Path, demo: bool) -> list[tuple[str, ...]]:
-    """List the commands that run to their end, in order, before any process starts."""
+def demo_environment(env: Mapping[str, str], secrets: Secrets, *, stack: Layout) -> dict[str, str]:
+    """Say what the processes of a demo know beside the others: its handlers, its directory, its CRM."""
+    allowed = [one for one in env.get("OUTBOUND_ALLOWED_CIDRS", "").split(",") if one.strip()]
+    return {
+        "JOBSBOARD_HANDLERS": "jobsboard.demo.handlers",
+        "JOBSBOARD_DEMO_DIR": str(stack.demo),
+        "CRM_SECRET": secrets.crm_secret,
+        "CRM_CALLBACK_SECRET": secrets.crm_callback_secret,
+        # The CRM is on this machine; without this, a target on loopback is refused.
+        "OUTBOUND_ALLOWED_CIDRS": ",".join(dict.fromkeys([*allowed, "127.0.0.1/32"])),
+    }
+
+
+def preparations(*, credentials: Path, crm_port: int | None) -> list[tuple[str, ...]]:
+    """List the commands that run to their end, in order, before any process starts; a CRM's port makes it a demo."""
     commands: list[tuple[str, ...]] = [
         (*MANAGE, "migrate", "--no-input", "--verbosity", "1"),
         (*MANAGE, "ensure_admin", "--credentials", str(credentials)),
     ]
-    if demo:
-        commands.append((*MANAGE, "contracts", "sync", "jobsboard/demo/contracts.toml"))
+    if crm_port is not None:
+        commands.append((*MANAGE, "demo_contracts", "--crm-url", f"http://{LOOPBACK}:{crm_port}/contacts"))
     return commands
 
 
-def table(*, web_socket: int, demo: bool, traffic: bool) -> list[Entry]:
-    """List the processes; `web_socket` is the listening descriptor that the web process inherits."""
+def table(*, web_socket: int, crm_socket: int | None, traffic: bool) -> list[Entry]:
+    """List the processes; the sockets are listening descriptors that web and the demo's CRM inherit."""
     entries = [_web(web_socket), Entry(name="scheduler", argv=(*MANAGE, "scheduler"))]
     entries += [_worker(tier, size) for tier, size in POOL_SIZES.items()]
-    if demo:
-        entries.append(
-            Entry(name="mail-server", argv=(*MANAGE, "demo_mail_server"), stage=BEFORE_WORKERS, stop=QUICKLY)
-        )
-    if demo and traffic:
+    if crm_socket is not None:
+        entries += [
+            Entry(name="mail-server", argv=(*MANAGE, "demo_mail_server"), stage=BEFORE_WORKERS, stop=QUICKLY),
+            Entry(
+                name="crm",
+                argv=(*MANAGE, "demo_crm", "--fd", str(crm_socket)),
+                stage=BEFORE_WORKERS,
+                stop=QUICKLY,
+                pass_fds=(crm_socket,),
+            ),
+        ]
+    if crm_socket is not None and traffic:
         entries.append(Entry(name="traffic", argv=(*MANAGE, "demo_traffic"), stage=AFTER_ALL, stop=QUICKLY))
     return sorted(entries, key=lambda entry: entry.stage)
 

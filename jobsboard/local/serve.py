@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from jobsboard.local import layout, leftovers, logs, ports, processes, stack
 from jobsboard.local.errors import LocalStackError, StopRequested, UsageError
@@ -58,13 +58,18 @@ def _serve(supervisor: Supervisor, home: Layout, web: socket.socket, *, demo: bo
     secrets = home.secrets()
     servers = stack.start_servers(supervisor, home, secrets)
     env = stack.environment(servers, secrets, stack=home, url=url)
-    if demo:
-        env |= processes.DEMO_ENV | {"JOBSBOARD_DEMO_DIR": str(home.root / "demo")}
+    crm = _crm_socket(home) if demo else None
+    if crm is not None:
+        env |= processes.demo_environment(env, secrets, stack=home)
     say(f"servers up after {time.monotonic() - begun:.1f} s; logs in {home.logs}")
-    for argv in processes.preparations(credentials=home.credentials, demo=demo):
+    crm_port = None if crm is None else crm.getsockname()[1]
+    for argv in processes.preparations(credentials=home.credentials, crm_port=crm_port):
         stack.run_step(supervisor, argv, stack=home, env=env)
     supervisor.on_change = lambda: home.write_note(stack.note(env, url=url, supervisor=supervisor))
-    children = _start_all(supervisor, home, env, web=web, demo=demo, traffic=traffic)
+    entries = processes.table(
+        web_socket=web.fileno(), crm_socket=None if crm is None else crm.fileno(), traffic=traffic
+    )
+    children = _start_all(supervisor, home, env, entries)
     # Commands may join as soon as the database is ready for them; they need not wait for the web.
     supervisor.on_change()
     _wait_until_ready(supervisor, children, port=port)
@@ -75,11 +80,26 @@ def _serve(supervisor: Supervisor, home: Layout, web: socket.socket, *, demo: bo
         supervisor.wait(lambda: False, seconds=60.0)
 
 
+def _crm_socket(home: Layout) -> socket.socket:
+    """Bind the CRM's port, the one of the last start if it is free: it stands in a contract.
+
+    The supervisor holds it as long as it lives, so that a CRM that is restarted refuses nobody.
+    """
+    home.demo.mkdir(mode=0o700, exist_ok=True)
+    kept = home.demo / "crm_port"
+    rather: int | None = None
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        rather = int(kept.read_text(encoding="utf-8"))
+    bound = ports.listen(rather=rather)
+    kept.write_text(str(bound.getsockname()[1]), encoding="utf-8")
+    return bound
+
+
 def _start_all(
-    supervisor: Supervisor, home: Layout, env: Mapping[str, str], *, web: socket.socket, demo: bool, traffic: bool
+    supervisor: Supervisor, home: Layout, env: Mapping[str, str], entries: Iterable[processes.Entry]
 ) -> list[Child]:
     children = []
-    for entry in processes.table(web_socket=web.fileno(), demo=demo, traffic=traffic):
+    for entry in entries:
         spec = entry.spec(stack=home, env=env)
         if spec.log is not None:
             logs.begin(spec.log)

@@ -29,8 +29,11 @@ SHARED_NAMES = (
     "ENCRYPTION_KEYS",
     "ALLOWED_HOSTS",
     "PUBLIC_URL",
+    "OUTBOUND_ALLOWED_CIDRS",
     "JOBSBOARD_HANDLERS",
     "JOBSBOARD_DEMO_DIR",
+    "CRM_SECRET",
+    "CRM_CALLBACK_SECRET",
 )
 #: Settings of the user's own that tests and measurements must not see.
 FOREIGN_NAMES = (
@@ -38,7 +41,6 @@ FOREIGN_NAMES = (
     "DEBUG",
     "TRUSTED_PROXIES",
     "CSRF_TRUSTED_ORIGINS",
-    "OUTBOUND_ALLOWED_CIDRS",
     "METRICS_TOKEN",
     "STATIC_ROOT",
     "JOBSBOARD_ENVIRONMENT",

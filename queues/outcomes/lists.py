@@ -97,12 +97,21 @@ _SUBSETS: Final[Mapping[str, str]] = {
     JobState.RETRYING: f"state IN ({_WAITING}) ORDER BY tier, type, priority DESC, due_at",
 }
 
+# A source that was not read to its end hides what lies beyond the last row read of it: nothing beyond the nearest such
+# edge is shown, and the next page begins there. Dead letters are read type by type, so each type is a source.
 # The limit inside the lateral join keeps it a probe of one partition for each id, never a join with the table.
 _PAGE: Final = """
 WITH RECURSIVE {before}looked AS MATERIALIZED ({source}),
-hit AS (SELECT id FROM looked WHERE {where} ORDER BY id {order} LIMIT %(limit)s)
-SELECT s.n, s.edge, {select}, {error}
-FROM (SELECT count(*) AS n, (SELECT id FROM looked ORDER BY id {far} LIMIT 1) AS edge FROM looked) AS s
+edge AS (
+  SELECT id FROM (SELECT (array_agg(id ORDER BY id {far}))[1] AS id, count(*) AS n FROM looked GROUP BY {each}) AS e
+  WHERE n >= %(cap)s ORDER BY id {order} LIMIT 1
+),
+hit AS (
+  SELECT id FROM looked WHERE {where} AND ((SELECT id FROM edge) IS NULL OR id {within} (SELECT id FROM edge))
+  ORDER BY id {order} LIMIT %(limit)s
+)
+SELECT s.n, (SELECT id FROM edge), {select}, {error}
+FROM (SELECT count(*) AS n FROM looked) AS s
 LEFT JOIN hit ON true LEFT JOIN LATERAL (SELECT * FROM queues_job WHERE id = hit.id LIMIT 1) AS j ON true
 ORDER BY j.id DESC
 """
@@ -129,65 +138,75 @@ def jobs(
     10,000 jobs (of its type), and the next page goes on from there.
     """
     backwards = before is not None
-    lead, source, looks = _source(wanted, types=types, counts=counts, backwards=backwards)
+    source = _source(wanted, types=types, counts=counts, backwards=backwards)
     sql = _PAGE.format(
-        before=lead, source=source, where=_where(wanted, after=after, before=before), select=_SELECT, error=_LAST_ERROR,
-        order="ASC" if backwards else "DESC", far="DESC" if backwards else "ASC",
+        before=source.lead, source=source.sql, each="type" if wanted.dead_letters else "()",
+        where=_where(wanted, after=after, before=before), select=_SELECT, error=_LAST_ERROR,
+        order="ASC" if backwards else "DESC", far="DESC" if backwards else "ASC", within="<=" if backwards else ">=",
     )  # fmt: skip
-    params = _params(wanted, types=types, after=after, before=before)
+    params = {**_params(wanted, types=types, after=after, before=before), "cap": source.cap}
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         found = cursor.fetchall()
     names = (*_COLUMNS, "error_class", "message")
     rows = [JobRow(**dict(zip(names, row[2:], strict=True))) for row in found if row[2] is not None]
-    return _page(rows, looked=found[0][0], edge=found[0][1], looks=looks, after=after, before=before)
+    looked = None if source.cap is None else found[0][0]
+    return _page(rows, looked=looked, edge=found[0][1], after=after, before=before)
 
 
 def _page(
-    rows: list[JobRow], *, looked: int, edge: UUID | None, looks: bool, after: UUID | None, before: UUID | None
+    rows: list[JobRow], *, looked: int | None, edge: UUID | None, after: UUID | None, before: UUID | None
 ) -> JobPage:
     more = len(rows) > PAGE
     rows = rows[-PAGE:] if before is not None else rows[:PAGE]
-    cut = looks and looked >= LOOK_AT_MOST
-    far = (rows[0] if before is not None else rows[-1]).id if more else edge if cut else None
+    far = (rows[0] if before is not None else rows[-1]).id if more else edge
     near = (rows[-1] if before is not None else rows[0]).id if rows else before or after
     return JobPage(
         rows=rows,
         newer=far if before is not None else near if after is not None else None,
         older=near if before is not None else far,
-        looked=looked if looks else None,
+        looked=looked,
         complete=far is None,
     )
 
 
-def _source(
-    wanted: JobFilter, *, types: Sequence[str], counts: Mapping[str, int], backwards: bool
-) -> tuple[str, str, bool]:
-    """Choose where candidates come from. Shape: CTEs before it, SQL, whether it is a bounded look."""
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where candidates come from. `lead`: CTEs before it. `cap`: rows that a bounded look reads of each source."""
+
+    sql: str
+    cap: int | None = None
+    lead: str = ""
+
+
+def _source(wanted: JobFilter, *, types: Sequence[str], counts: Mapping[str, int], backwards: bool) -> _Source:
+    """Choose where candidates come from."""
     order = "ASC" if backwards else "DESC"
     if wanted.key is not None:
-        return _LINEAGE.format(most=_LINEAGE_MAX), f"{_FROM_JOBS} JOIN lineage USING (id)", False
+        return _Source(sql=f"{_FROM_JOBS} JOIN lineage USING (id)", lead=_LINEAGE.format(most=_LINEAGE_MAX))
     page = " AND ".join(("true", *_page_bounds(wanted)))
     if wanted.dead_letters:
-        return "", _dead_letters(wanted, order=order, page=page, types=len(types)), wanted.reason is not None
+        return _dead_letters(wanted, order=order, page=page, types=1 if wanted.type is not None else len(types))
     subset = _SUBSETS.get(wanted.state or "")
     size = sum(counts.get(s, 0) for s in (WAITING if wanted.state in WAITING else (wanted.state or "",)))
     if subset is not None and size < LOOK_AT_MOST:
-        return "", f"{_FROM_JOBS} WHERE {subset} LIMIT {LOOK_AT_MOST}", False
+        return _Source(sql=f"{_FROM_JOBS} WHERE {subset} LIMIT {LOOK_AT_MOST}")
     one_type = " AND type = %(type)s" if wanted.type is not None else ""
     filtered = bool(wanted.tiers or wanted.state or wanted.reason or wanted.group)
     limit = LOOK_AT_MOST if filtered else PAGE + 1
-    return "", f"{_FROM_JOBS} WHERE {page}{one_type} ORDER BY id {order} LIMIT {limit}", filtered
+    sql = f"{_FROM_JOBS} WHERE {page}{one_type} ORDER BY id {order} LIMIT {limit}"
+    return _Source(sql=sql, cap=limit if filtered else None)
 
 
-def _dead_letters(wanted: JobFilter, *, order: str, page: str, types: int) -> str:
+def _dead_letters(wanted: JobFilter, *, order: str, page: str, types: int) -> _Source:
     """Index job_dead (type, id): the newest of each type, then the newest of these."""
-    limit = LOOK_AT_MOST // max(types, 1) if wanted.reason is not None or wanted.tiers else PAGE + 1
-    return f"""SELECT d.* FROM unnest(%(types)s::text[]) AS t (type) CROSS JOIN LATERAL (
+    filtered = wanted.reason is not None or bool(wanted.tiers)
+    limit = max(LOOK_AT_MOST // max(types, 1), PAGE + 1) if filtered else PAGE + 1
+    sql = f"""SELECT d.* FROM unnest(%(types)s::text[]) AS t (type) CROSS JOIN LATERAL (
       {_FROM_JOBS} j
       WHERE j.state = 'dead' AND j.resolution = 'open' AND j.type = t.type AND {page}
-      ORDER BY j.id {order} LIMIT {max(limit, PAGE + 1)}) AS d
-    WHERE %(type)s::text IS NULL OR d.type = %(type)s"""  # noqa: S608 (no value is formatted in)
+      ORDER BY j.id {order} LIMIT {limit}) AS d"""  # noqa: S608 (no value is formatted in)
+    return _Source(sql=sql, cap=limit if filtered else None)
 
 
 def _page_bounds(wanted: JobFilter) -> list[str]:

@@ -242,7 +242,8 @@ class Heart:
         waited = now() - self.replacing_since
         others = any(run.pid == self.parent and not run.overdue for run in self.table.held())
         if waited > REPLACE_GRACE or (waited > STOP_SECONDS and not others):
-            log.error("heartbeat: worker %d is ended, a body hangs in one of its threads", self.parent)
+            if self.parent not in self.stopped:
+                log.error("heartbeat: worker %d is ended, a body hangs in one of its threads", self.parent)
             self._kill(self.parent)
 
     def _kill(self, pid: int) -> None:

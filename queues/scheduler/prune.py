@@ -12,12 +12,12 @@ from queues.lifecycle import Look, Swap
 
 log = logging.getLogger(__name__)
 
-MOST: Final = 2_000
+MOST: Final = 1_000
 """Jobs in one look: a few hundredths of a second, in which an accept may have to wait for one of their keys."""
 CALLBACKS_MOST: Final = 2_000
 SWAP_FROM: Final = 5_000
 """Fewer jobs that may go are deleted; a swap makes everybody wait for a moment."""
-COPY_BYTES: Final = 32 * 1024 * 1024
+COPY_BYTES: Final = 8 * 1024 * 1024
 LOOK_AGAIN_SECONDS: Final = 6 * 3600.0
 REFUSALS: Final = 12
 """After so many rounds in which the lock was not to be had, a day is deleted row by row, which needs none."""

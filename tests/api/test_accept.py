@@ -33,9 +33,9 @@ def test_new_job(api: Api) -> None:
     assert response["X-Request-Id"]
     assert " ".join(body) == (
         "id type tier contract_version state reason group priority dedupe_key idempotency_key payload attempt "
-        "max_attempts run accepted_at ready_at due_at expires_at started_at finished_at settled_at window_seconds "
-        "in_window lag_seconds evidence result maybe_duplicate cancel_requested attempts replay_of replayed_by root "
-        "links"
+        "max_attempts run accepted_at ready_at due_at expires_at confirm_by started_at finished_at settled_at "
+        "window_seconds in_window lag_seconds progress reference evidence late_evidence result maybe_duplicate "
+        "cancel_requested attempts replay_of replayed_by root links"
     )
     assert (body["state"], body["priority"], body["tier"]) == ("accepted", 3, 1)
     assert body["accepted_at"].endswith("Z")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from django.db.models.functions import Now
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
+from jobsboard.admin import may_words
 from jobsboard.api import keys
 from jobsboard.models import SCOPES, ApiKey
 from queues.models import AuditEntry
@@ -217,6 +219,32 @@ def test_admin_page_shows_the_key_once(types: None, caplog: pytest.LogCaptureFix
     assert client.post(f"/admin/jobsboard/apikey/{row.pk}/delete/", {"post": "yes"}).status_code == 403
     actions = list(AuditEntry.objects.filter(object_type="api_key").order_by("id").values_list("action", "actor"))
     assert actions == [("api_key.created", "root"), ("api_key.renamed", "root"), ("api_key.revoked", "root")]
+
+
+@pytest.mark.django_db
+def test_the_admin_page_says_what_a_key_may_do() -> None:
+    User.objects.create_superuser("root", password="x" * 16)
+    client = Client()
+    client.login(username="root", password="x" * 16)
+
+    def page(**given: Any) -> str:
+        row = keys.issue_key(**{"label": "shop", "scopes": SCOPES, **given})[0]
+        return client.get(f"/admin/jobsboard/apikey/{row.pk}/change/").content.decode()
+
+    assert (
+        "Whoever has this key may send and cancel jobs, and confirm and reject outcomes, for job types named billing.* "
+        "or mail.welcome, until it is revoked."
+    ) in page(scopes=["jobs:confirm", "jobs:write"], type_patterns=["billing.*", "mail.welcome"])
+    assert "replay and cancel dead letters, for every job type, until" in page()
+    row = ApiKey.objects.latest("id")
+    ApiKey.objects.filter(pk=row.pk).update(expires_at=datetime(2100, 1, 2, tzinfo=UTC))
+    row.refresh_from_db()
+    assert "for every job type, until 2100-01-02 00:00 UTC." in may_words(row)
+    ApiKey.objects.filter(pk=row.pk).update(revoked_at=datetime(2026, 1, 2, tzinfo=UTC))
+    page_of_revoked = client.get(f"/admin/jobsboard/apikey/{row.pk}/change/").content.decode()
+    assert "It was revoked on 2026-01-02 00:00 UTC and may do nothing." in page_of_revoked
+    assert all("do nothing" not in may_words(ApiKey(scopes=[scope], type_patterns=["*"])) for scope in SCOPES)
+    assert "What this key may do" not in client.get("/admin/jobsboard/apikey/add/").content.decode()
 
 
 @pytest.mark.django_db

@@ -25,7 +25,7 @@ import pytest
 from django.contrib.auth import authenticate, get_user_model
 from django.core.management import call_command
 
-from jobsboard.local import layout, logs, ports
+from jobsboard.local import layout, logs, ports, processes, stack
 from jobsboard.local.__main__ import main
 from jobsboard.local.commands import summary
 from jobsboard.local.errors import LocalStackError, UsageError
@@ -168,6 +168,46 @@ def test_secrets_are_drawn_once_and_are_for_the_owner_alone(
     assert home.secrets() == layout.of_checkout().secrets()
     assert (home.root / "secrets.json").stat().st_mode & 0o777 == 0o600
     assert home.root.stat().st_mode & 0o066 == 0
+
+
+def test_secrets_that_an_older_release_did_not_draw_are_added_and_the_others_stay(
+    stack_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The servers of a stack know its passwords: new ones would lock us out."""
+    monkeypatch.setenv(layout.OVERRIDE, str(stack_directory))
+    home = layout.of_checkout()
+    whole = home.secrets()
+    kept = {name: value for name, value in whole.__dict__.items() if not name.startswith("crm_")}
+    layout.write_private(home.root / "secrets.json", json.dumps(kept))
+    added = home.secrets()
+    assert {name: added.__dict__[name] for name in kept} == kept
+    assert added.crm_secret.startswith("whsec_")
+    assert len({added.crm_secret, added.crm_callback_secret, whole.crm_secret}) == 3
+    assert home.secrets() == added
+
+
+def test_only_a_demo_has_a_crm_and_may_reach_loopback(stack_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(layout.OVERRIDE, str(stack_directory))
+    home = layout.of_checkout()
+    plain = {entry.name for entry in processes.table(web_socket=3, crm_socket=None, traffic=True)}
+    demo = {entry.name: entry for entry in processes.table(web_socket=3, crm_socket=4, traffic=True)}
+    assert demo.keys() - plain == {"mail-server", "crm", "traffic"}
+    assert demo["crm"].pass_fds == (4,)
+    assert len(processes.preparations(credentials=home.credentials, crm_port=None)) == 2
+    own = {"OUTBOUND_ALLOWED_CIDRS": "10.0.0.0/8"}
+    env = processes.demo_environment(own, home.secrets(), stack=home)
+    assert env["OUTBOUND_ALLOWED_CIDRS"] == "10.0.0.0/8,127.0.0.1/32"
+    # Whatever joins a demo knows what its processes know.
+    assert env.keys() <= set(stack.SHARED_NAMES)
+
+
+def test_a_port_is_kept_if_it_can_be_had() -> None:
+    with ports.listen() as first:
+        port = first.getsockname()[1]
+        with ports.listen(rather=port) as other:
+            assert other.getsockname()[1] != port
+    with ports.listen(rather=port) as again:
+        assert again.getsockname()[1] == port
 
 
 def test_a_directory_too_long_for_a_socket_is_refused(stack_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,8 +243,8 @@ def test_a_secret_goes_in_and_never_comes_out(owner: Client, contract: JobType) 
 def test_a_callback_secret_goes_in_and_never_comes_out(owner: Client, contract: JobType) -> None:
     first, second = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "a second secret of a provider"
     for secret in (first, second):
-        page = owner.post(change_url(), form_data(owner, change_url(), new_callback_secret=secret), follow=True)
-        assert secret not in page.content.decode()
+        answer = owner.post(change_url(), form_data(owner, change_url(), new_callback_secret=secret), follow=True)
+        assert secret not in answer.content.decode()
     row = JobType.objects.get()
     assert row.callback_secret is not None and row.callback_secret_old is not None
     assert (secrets_box.open(row.callback_secret), secrets_box.open(row.callback_secret_old)) == (second, first)
@@ -281,7 +281,9 @@ def test_the_forms_of_success_are_saved_with_what_they_need(owner: Client, contr
     assert not any("No provider can call back" in text for text in messages_of(response))
     http = {"handler": "http", "target_url": "https://a.example/", "success": "check", "on_unconfirmed": "check_again"}
     response = owner.post(change_url(), form_data(owner, change_url(), **http))
-    assert "an HTTP handler needs the address" in str(errors_of(response)["check_url"])
+    assert "For success = check and on_unconfirmed = check_again an HTTP handler needs" in str(
+        errors_of(response)["check_url"]
+    )
     http["check_url"] = "https://a.example/outcome"
     assert owner.post(change_url(), form_data(owner, change_url(), **http)).status_code == 302
     row = JobType.objects.get()

@@ -251,7 +251,12 @@ def test_past_its_deadline_a_check_is_asked_less_often(world: World, shift_clock
 def test_due_checks_are_published_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hint of its own kind, not again before ten seconds passed or the check is due anew, nothing to a full queue."""
     sent: list[Any] = []
-    monkeypatch.setattr(broker, "publish", lambda hints, task: sent.append((hints, task)) is None)
+
+    def publish(hints: Any, *, task: str) -> bool:
+        sent.append((hints, task))
+        return True
+
+    monkeypatch.setattr(broker, "publish", publish)
     depth = [0]
     monkeypatch.setattr(broker, "depth", lambda queue: depth[0])
     make_type(**ASK)

@@ -390,6 +390,7 @@ def test_a_reference_names_its_run() -> None:
     [again] = claim([run.id])
     finish(again, "second")
     assert provider("first", outcome="rejected").applied is Applied.SUPERSEDED
+    assert provider("first", outcome="rejected", job_id=run.id).applied is Applied.SUPERSEDED
     assert provider("second", outcome="rejected").applied is Applied.REJECTED
 
 
@@ -414,10 +415,10 @@ def test_a_long_reference_is_found() -> None:
 def test_old_callbacks_are_forgotten() -> None:
     """They are kept for the confirmation deadline, a day at least."""
     provider("nobody's")
-    assert confirmation.forget_old() == 0
+    assert lifecycle.prune_callbacks(limit=10) == 0
     Callback.objects.update(keep_until="2020-01-01T00:00Z")
     assert confirmation.apply_pending() == 0
-    assert confirmation.forget_old() == 1
+    assert lifecycle.prune_callbacks(limit=10) == 1
 
 
 # By hand.

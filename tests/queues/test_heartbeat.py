@@ -19,7 +19,7 @@ from queues.runtime import heartbeat, leases
 from queues.runtime.heartbeat import Heart
 from queues.runtime.leases import LeaseTable, Slot
 from queues.states import JobState, Reason
-from tests.factories import accept, claim, confirmed, get, lose_lease, make_type, set_columns, sql
+from tests.factories import accept, claim, confirmed, get, lose_lease, make_job, make_type, set_columns, sql
 
 pytestmark = pytest.mark.django_db
 
@@ -282,6 +282,30 @@ def test_the_last_attempt_past_a_hard_limit_is_a_dead_letter(
     heart.beat()
     job = get(run.id)
     assert (job.state, job.reason, job.attempt, job.resolution) == (JobState.DEAD, Reason.TIME_LIMIT, 5, "open")
+
+
+def test_a_check_that_hangs_is_stopped_and_its_job_left_as_it_is(
+    heart: Heart, clock: Clock, child: subprocess.Popen[bytes]
+) -> None:
+    """An awaiting job has no lease and no run to fail: its check is claimed again when it is due."""
+    job = make_job(JobState.AWAITING_CONFIRMATION, fence=3)
+    slot = heart.table.take_slot()
+    slot.hold(job.id, job.fence, 1e9, since=clock.now)
+    slot.begin(job.id, job.fence, hard_limit=60)
+    [(_, offset)] = heart.table.slots()
+    struct.pack_into("<q", heart.table._map, offset, child.pid)
+    clock.now += 59
+    heart.stop_what_is_lost()
+    heart.stop_what_is_overdue()
+    heart.beat()
+    assert child.poll() is None
+    clock.now += 2
+    heart.stop_what_is_overdue()
+    assert child.wait(10) == -9
+    heart.beat()
+    after = get(job.id)
+    assert (after.state, after.fence, after.due_at, after.failures) == (job.state, 3, job.due_at, [])
+    assert list(heart.table.slots()) == []
 
 
 @pytest.mark.parametrize("how", ["not begun", "ended", "no limit"])

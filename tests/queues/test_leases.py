@@ -98,7 +98,7 @@ def test_a_reader_never_sees_a_mix_of_two_runs() -> None:
         [sys.executable, "-c", WRITER, str(table.fd)], pass_fds=[table.fd], env={**os.environ, "PYTHONPATH": "."}
     )
     try:
-        seen = set()
+        seen: set[int] = set()
         give_up = time.monotonic() + 20
         while len(seen) < 2000 and time.monotonic() < give_up:
             for held in table.held():
