@@ -84,7 +84,10 @@ def cancel_job(job_id: UUID, *, actor: str, reason: str, source: str, request_id
 
 
 def retry_now(job_id: UUID, *, actor: str, reason: str, source: str, request_id: str = "") -> JobState:
-    """Make the next attempt of a retrying job due at once. Raises: JobNotFound, NotRetrying."""
+    """Make the next attempt of a retrying job due at once; one that is due already stays as it is.
+
+    Raises: JobNotFound, NotRetrying.
+    """
     with transaction.atomic():
         if lifecycle.retry_now([job_id]):
             _audit("job.retried_now", job_id, actor=actor, reason=reason, source=source, request_id=request_id,
@@ -92,7 +95,10 @@ def retry_now(job_id: UUID, *, actor: str, reason: str, source: str, request_id:
             lifecycle.touch_board()
             transaction.on_commit(lambda: _hint(job_id), robust=True)
             return JobState.RETRYING
-    raise NotRetrying(JobState(_get(job_id).state))
+    state = JobState(_get(job_id).state)
+    if state == JobState.RETRYING:
+        return state
+    raise NotRetrying(state)
 
 
 def _hint(job_id: UUID) -> None:

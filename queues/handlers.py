@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -165,6 +165,8 @@ class JobContext:
 
 Handler = Callable[[JobContext], Confirmed | AwaitingConfirmation | None]
 Check = Callable[[JobContext], Confirmed | Rejected | None]
+_H = TypeVar("_H", bound=Handler)
+_C = TypeVar("_C", bound=Check)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +181,7 @@ _handlers: Final[dict[str, Registered]] = {}
 _checks: Final[dict[str, Check]] = {}
 
 
-def handler(name: str, *, atomic: bool = False, using: str = DEFAULT_DB_ALIAS) -> Callable[[Handler], Handler]:
+def handler(name: str, *, atomic: bool = False, using: str = DEFAULT_DB_ALIAS) -> Callable[[_H], _H]:
     """Register a function as the handler of a job type.
 
     With `atomic` its own database writes and the confirmation commit together. `using` is the alias that it writes to;
@@ -192,7 +194,7 @@ def handler(name: str, *, atomic: bool = False, using: str = DEFAULT_DB_ALIAS) -
             " writes to the same database commit with them"
         )
 
-    def register(function: Handler) -> Handler:
+    def register(function: _H) -> _H:
         known = _handlers.get(name)
         if known is not None and known.function is not function:
             raise ValueError(f"job type {name!r} has a handler already: {known.function.__qualname__}")
@@ -202,7 +204,7 @@ def handler(name: str, *, atomic: bool = False, using: str = DEFAULT_DB_ALIAS) -
     return register
 
 
-def check(name: str) -> Callable[[Check], Check]:
+def check(name: str) -> Callable[[_C], _C]:
     """Register a function that asks the world whether a job's outcome is true already.
 
     It returns Confirmed, Rejected (as a value or raised) or None: not so far. Any other exception means that it could
@@ -210,7 +212,7 @@ def check(name: str) -> Callable[[Check], Check]:
     Raises: ValueError when the type has a check already.
     """
 
-    def register(function: Check) -> Check:
+    def register(function: _C) -> _C:
         known = _checks.setdefault(name, function)
         if known is not function:
             raise ValueError(f"job type {name!r} has a check already: {known.__qualname__}")

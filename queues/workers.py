@@ -23,10 +23,6 @@ _SLOTS: Final = """
 SELECT q, sum(slots) FROM queues_workerprocess, jsonb_array_elements_text(queues) AS q
 WHERE kind = 'worker' AND seen_at > jobs_now() - make_interval(secs => %s) GROUP BY q
 """
-_TROUBLE: Final = """
-SELECT id, trouble FROM queues_workerprocess
-WHERE trouble <> '' AND seen_at > jobs_now() - make_interval(secs => %s) ORDER BY id
-"""
 _SCHEDULERS: Final = """
 SELECT id, hostname, pid FROM queues_workerprocess
 WHERE kind = 'scheduler' AND seen_at > jobs_now() - make_interval(secs => %s) ORDER BY started_at, id
@@ -84,13 +80,6 @@ def slots_by_queue() -> Mapping[str, int]:
     with connection.cursor() as cursor:
         cursor.execute(_SLOTS, [GONE_SECONDS])
         return {queue: int(slots) for queue, slots in cursor.fetchall()}
-
-
-def in_trouble() -> Mapping[str, str]:
-    """Return what is wrong with live processes, by their id; those without trouble are not in it."""
-    with connection.cursor() as cursor:
-        cursor.execute(_TROUBLE, [GONE_SECONDS])
-        return dict(cursor.fetchall())
 
 
 def forget_gone(*, after_seconds: int = 3600) -> int:

@@ -2,8 +2,9 @@
 
 from django.urls import URLPattern, URLResolver, path
 
+from jobsboard.board.acting import act
 from jobsboard.board.audit import audit
-from jobsboard.board.dead_letters import act, dead_letter, dead_letters
+from jobsboard.board.dead_letters import dead_letter, dead_letters
 from jobsboard.board.job_types import job_type, job_types
 from jobsboard.board.jobs import job, jobs, search
 from jobsboard.board.overview import overview

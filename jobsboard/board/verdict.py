@@ -112,6 +112,12 @@ def _machinery(tiers: Sequence[TierLine], processes: Processes, *, broker: bool,
                     action="See jobs",
                 )
             )
+    found += [
+        Concern(
+            css="retrying", text="A worker is in trouble", evidence=text, since=None, url="/jobs/", action="See jobs"
+        )
+        for text in processes.trouble
+    ]
     if not processes.scheduler_alive:
         seen = processes.scheduler_seen_at
         ago = f"last seen {duration((now - seen).total_seconds())} ago" if seen else "none was ever seen"

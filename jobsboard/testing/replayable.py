@@ -4,7 +4,7 @@ Shape of a variant: runs that end badly, then one that ends well; afterwards the
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Final, Literal
@@ -56,7 +56,7 @@ def assert_replayable(
     group: str | None = None,
     other_payload: Any = None,
     inside_steps: bool = False,
-    skip: Collection[Variant] = (),
+    skip: tuple[Variant, ...] = (),
 ) -> None:
     """Insist that a handler has the same effects however often and in which order its runs happen.
 
@@ -124,7 +124,7 @@ class _Trial:
     outcome: str = field(init=False)
     steps: list[str] = field(init=False)
 
-    def run(self, skip: Collection[Variant]) -> list[str]:
+    def run(self, skip: tuple[Variant, ...]) -> list[str]:
         """Play everything and return what went wrong."""
         self.reset()
         with session():

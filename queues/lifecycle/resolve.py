@@ -44,9 +44,10 @@ SELECT id, state, begun > 0 FROM changed
 RETRY_NOW = f"""
 WITH hit AS (
   SELECT j.id FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'retrying'
+    AND j.due_at > jobs_clock()
   ORDER BY j.id FOR UPDATE OF j
 )
-UPDATE queues_job j SET due_at = least(j.due_at, jobs_clock()) FROM hit WHERE {BETWEEN} AND j.id = hit.id
+UPDATE queues_job j SET due_at = jobs_clock() FROM hit WHERE {BETWEEN} AND j.id = hit.id
 RETURNING j.id
 """
 
@@ -110,7 +111,7 @@ def cancel(ids: Sequence[UUID], *, reason: Reason) -> list[Cancelled]:
 
 
 def retry_now(ids: Sequence[UUID]) -> set[UUID]:
-    """Make the next attempt of retrying jobs due at once; returns those that were retrying."""
+    """Make the next attempt of retrying jobs due at once; returns those that were not due yet."""
     return {row[0] for row in execute(RETRY_NOW, named(ids))}
 
 

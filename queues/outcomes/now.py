@@ -2,7 +2,7 @@
 
 import datetime as dt
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -35,7 +35,8 @@ SELECT tier, type, min(ready_at) FROM queues_job WHERE state = 'processing' GROU
 """
 
 _POOLS: Final = """
-SELECT kind, q, sum(slots), sum(busy), count(*), max(seen_at), max(seen_at) > jobs_now() - interval '30 seconds'
+SELECT kind, q, sum(slots), sum(busy), count(*), max(seen_at), max(seen_at) > jobs_now() - interval '30 seconds',
+  array_remove(array_agg(DISTINCT trouble), '')
 FROM queues_workerprocess LEFT JOIN LATERAL jsonb_array_elements_text(queues) AS q ON true
 GROUP BY kind, q, seen_at > jobs_now() - interval '30 seconds'
 """
@@ -99,11 +100,12 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Who is there. `scheduler_seen_at` is None when none ever was."""
+    """Who is there. `scheduler_seen_at` is None when none ever was; `trouble` is what workers say of themselves."""
 
     pools: Mapping[str, Pool] = field(default_factory=dict)
     scheduler_alive: bool = False
     scheduler_seen_at: dt.datetime | None = None
+    trouble: Sequence[str] = ()
 
 
 def _rows(sql: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
@@ -143,13 +145,15 @@ def oldest_open(pairs: Iterable[tuple[int, str]]) -> dict[tuple[int, str], dt.da
 def processes() -> Processes:
     """Return live worker pools by queue, and whether a scheduler reports."""
     pools: dict[str, Pool] = {}
+    trouble: set[str] = set()
     alive, seen = False, None
-    for kind, queue, slots, busy, n, seen_at, fresh in _rows(_POOLS):
+    for kind, queue, slots, busy, n, seen_at, fresh, said in _rows(_POOLS):
         if kind == "scheduler":
             alive, seen = alive or fresh, max(seen, seen_at) if seen else seen_at
         elif fresh and queue is not None:
             pools[queue] = Pool(queue=queue, slots=int(slots), busy=int(busy), processes=n)
-    return Processes(pools=pools, scheduler_alive=alive, scheduler_seen_at=seen)
+            trouble |= set(said)
+    return Processes(pools=pools, scheduler_alive=alive, scheduler_seen_at=seen, trouble=sorted(trouble))
 
 
 def _json(value: str | None) -> Any:

@@ -33,6 +33,8 @@ BEGIN_SECONDS: Final = 0.25
 _POLL_SECONDS: Final = 0.02
 LOCK_NOT_AVAILABLE: Final = "55P03"
 GIVE_BACK_SECONDS: Final = 5.0
+NO_LEASE_SECONDS: Final = 1e9
+CHECK_HARD_SECONDS: Final = 2 * checks.CHECK_SECONDS
 
 
 class Chunk:
@@ -123,6 +125,8 @@ class Runner:
                     slot.drop(run_now.id, run_now.fence)
                     _look_for_callbacks([ended.end])
                 else:
+                    # First: from here on no limit may kill the process for this body.
+                    slot.ended(run_now.id, run_now.fence)
                     chunk.end(ended.end)
                 done += 1
         finally:
@@ -135,11 +139,18 @@ class Runner:
         """Ask the checks that are due of these ids; returns how many were asked."""
         if self.table.draining:
             return 0
+        slot = self._slot()
         due = lifecycle.claim_checks(ids)
         ends: list[CheckEnd] = []
         since = leases.now()
         for one in due:
-            ends.append(checks.poll(one))
+            # There is no lease to renew: it is held only so that the heartbeat process stops a check that hangs.
+            slot.hold(one.id, one.fence, NO_LEASE_SECONDS, since=leases.now())
+            slot.begin(one.id, one.fence, hard_limit=CHECK_HARD_SECONDS)
+            try:
+                ends.append(checks.poll(one))
+            finally:
+                slot.drop(one.id, one.fence)
             # An answer must not wait for slow neighbours: its job may be confirmed.
             if leases.now() - since > FINISH_SECONDS:
                 lifecycle.finish_checks(ends)

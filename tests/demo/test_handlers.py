@@ -1,6 +1,6 @@
 """The handlers as a worker calls them: what they return, and what a second run does.
 
-The mail is in `test_mail`. `jobsboard.testing.assert_replayable` belongs here when it exists.
+The mail is in `test_mail`; that runs may be repeated in every way, in `test_replayable`.
 """
 
 from __future__ import annotations

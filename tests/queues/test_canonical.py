@@ -151,5 +151,5 @@ def test_hostile_texts_end_soon() -> None:
         start = time.process_time()
         with contextlib.suppress(JsonRefused):
             parse(text)
-        # Linear takes a tenth of a second; what it must not be is minutes.
+            # Linear takes a tenth of a second; what it must not be is minutes.
             assert time.process_time() - start < 10.0

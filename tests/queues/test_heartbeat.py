@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from django.db import OperationalError
 
-from queues import broker, contracts, lifecycle, workers
+from queues import broker, contracts, lifecycle, outcomes
 from queues.lifecycle import Run
 from queues.models import JobType, WorkerProcess
 from queues.runtime import heartbeat, leases
@@ -395,7 +395,8 @@ def test_a_worker_with_a_body_that_hangs_in_a_thread_is_replaced(
     assert job.failures[0]["message"].endswith("the run was given up and its process is being replaced")
     # Its successor must not run beside what is left of it.
     assert _waits(run.id) > heartbeat.REPLACE_GRACE
-    [(process, trouble)] = workers.in_trouble().items()
+    [(process, trouble)] = WorkerProcess.objects.exclude(trouble="").values_list("id", "trouble")
+    assert outcomes.processes().trouble == [trouble]
     assert process == f"node/{worker.pid}"
     assert trouble.startswith(f"job {run.id} ran past its hard limit of 5 s at ")
     clock.now += 6
