@@ -229,6 +229,11 @@ def find(name: str) -> Registered:
         raise NoHandler(f"no handler is registered for {name!r}; is its module named in JOBSBOARD_HANDLERS?") from None
 
 
+def types_of(function: Handler) -> list[str]:
+    """Return the job types whose handler a function is."""
+    return [name for name, known in _handlers.items() if known.function is function]
+
+
 def find_check(name: str) -> Check | None:
     """Return the check of a job type, if it has one."""
     return _checks.get(name)

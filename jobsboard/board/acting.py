@@ -98,7 +98,7 @@ def act(request: HttpRequest, job_id: UUID, verb: str, place: str) -> HttpRespon
         return _form(request, job, deed, place)
     try:
         done = _do(request, job, deed, _reason(request))
-    except (actions.JobNotFound, confirmation.JobNotFound):
+    except actions.JobNotFound:
         raise Http404 from None
     except _Refused as refused:
         return _form(request, job, deed, place, error=str(refused), status=refused.status)
@@ -206,8 +206,7 @@ def _told(job: Job, evidence: Evidence, outcome: Outcome) -> _Done:
         words = "Another run has begun since, so this is not about the newest one. It is kept and changes nothing."
         raise _Refused(words, status=409)
     if applied is Applied.LATE:
-        ended = "" if outcome.state is None else f" {outcome.state.value}"
-        return _Done(text=f"Too late: the job had ended{ended}. Kept as late evidence.", level="warning")
+        return _Done(text=f"Too late: the job is {outcome.state} already. Kept as late evidence.", level="warning")
     if applied is Applied.DUPLICATE:
         return _Done(text=f"Nothing changed: it {'has its proof already' if positive else 'was rejected before'}.")
     if applied is Applied.KEPT:
@@ -219,8 +218,8 @@ def _told(job: Job, evidence: Evidence, outcome: Outcome) -> _Done:
         done = _Done(text="Rejected by hand. It is a dead letter now.")
     if outcome.job_id in (None, job.id):
         return done
-    return _Done(text=f"It was replayed. The newest job: {done.text}", url=reverse("job", args=[outcome.job_id]),
-                 link="View it")  # fmt: skip
+    url = reverse("job", args=[outcome.job_id])
+    return _Done(text=f"It was replayed; this went to its newest replay. {done.text}", url=url, link="View it")
 
 
 def _lead(job: Job, deed: Deed) -> str:
@@ -228,7 +227,7 @@ def _lead(job: Job, deed: Deed) -> str:
     if deed.verb != "confirm":
         return deed.lead
     if job.state not in OPEN:
-        return f"The job has ended {job.state}. What you say is kept beside it and changes nothing."
+        return f"The job is {job.state} already. What you say is kept beside it and changes nothing."
     if not job.fence:
         return "The job will be confirmed with this reference; it will not run at all."
     if job.state == JobState.PROCESSING:

@@ -1,6 +1,6 @@
-"""One job, read for its page: header, timeline, attempts, evidence, lineage and what may be done with it.
+"""One job, read for its page: header, timeline, attempts, lineage and what may be done with it.
 
-Not here: views; who may do what is asked for, not decided.
+Not here: evidence (`job_evidence`), views; who may do what is asked for, not decided.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from jobsboard.board.job_evidence import moment
 from jobsboard.board.svg import duration
 from jobsboard.board.timeline import Run, Timeline
 from queues.models import Job
-from queues.states import OPEN, REPLAYABLE, JobState, Resolution
+from queues.redaction import redact_text
+from queues.states import OPEN, REPLAYABLE, TERMINAL, JobState, Reason, Resolution
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One run. `waited` is what came after it, in words."""
+    """One run, or what was heard of it after its end (`after`). `waited` is what came next, in words.
+
+    `awaited`: until when a run that handed its work over waited for the proof.
+    """
 
     number: int
     started: datetime | None
@@ -29,7 +34,8 @@ class Attempt:
     outcome: str
     message: str
     waited: str
-    last: bool = False
+    awaited: datetime | None = None
+    after: bool = False
 
     @property
     def took(self) -> float | None:
@@ -38,58 +44,96 @@ class Attempt:
 
 
 def attempts(job: Job, *, now: datetime) -> list[Attempt]:
-    """Return the failed runs, then the one that runs now or that settled the job."""
+    """Return the failed runs, then the one that runs now or that settled the job.
+
+    A run that handed its work over may be told of more than once: failed checks, a rejection, a proof that never came.
+    """
     failed = [one for one in job.failures if isinstance(one, dict)]
-    rows = [
-        Attempt(
-            number=_int(one.get("attempt")),
-            started=_moment(one.get("started_at")),
-            ended=_moment(one.get("finished_at")),
-            worker=str(one.get("worker") or ""),
-            css="dead",
-            icon="deadst",
-            outcome=str(one.get("error_class") or "Failed"),
-            message=str(one.get("message") or ""),
-            waited=_waited(job, failed, index, now=now),
-            last=index == len(failed) - 1,
+    rows: list[Attempt] = []
+    seen: datetime | None = None
+    for index, one in enumerate(failed):
+        started, ended = moment(one.get("started_at")), moment(one.get("finished_at"))
+        after = started is not None and started == seen
+        if not after and started is not None and started == job.started_at and _before(job.finished_at, ended):
+            rows.append(_handed_over(job, number=_int(one.get("attempt")), now=now))
+            after = True
+        seen = started
+        rows.append(
+            Attempt(
+                number=_int(one.get("attempt")),
+                started=ended if after else started,
+                ended=ended,
+                worker="" if after else str(one.get("worker") or ""),
+                css="dead",
+                icon="deadst",
+                outcome=str(one.get("error_class") or "Failed"),
+                message=str(one.get("message") or ""),
+                waited=_waited(job, failed, index, now=now),
+                after=after,
+            )
         )
-        for index, one in enumerate(failed)
-    ]
-    current = _current(job)
-    return [*rows, current] if current else rows
+    if seen is None or seen != job.started_at:
+        rows += _current(job, now=now)
+    return rows
 
 
-def _current(job: Job) -> Attempt | None:
+def _before(first: datetime | None, second: datetime | None) -> bool:
+    return first is not None and second is not None and first < second
+
+
+def _current(job: Job, *, now: datetime) -> list[Attempt]:
     """The run that did not fail: it runs, or it ended the job well, or handed it over."""
-    looks = {
-        JobState.PROCESSING: ("processing", "processing", "Running"),
-        JobState.AWAITING_CONFIRMATION: ("awaiting", "awaiting", "Handed over"),
-        JobState.CONFIRMED: ("confirmed", "confirmed", "Confirmed"),
-    }
-    look = looks.get(JobState(job.state))
-    if look is None or job.started_at is None:
-        return None
-    css, icon, outcome = look
-    message = "asked to stop" if job.cancel_requested and job.state == JobState.PROCESSING else ""
-    running = job.state == JobState.PROCESSING
+    if job.started_at is None:
+        return []
+    if job.state == JobState.PROCESSING:
+        message = "asked to stop" if job.cancel_requested else ""
+        return [_run(job, "processing", "Running", message=message)]
+    if job.state == JobState.AWAITING_CONFIRMATION or job.reason == Reason.UNCONFIRMED:
+        return [_handed_over(job, number=job.attempt, now=now)]
+    if job.state == JobState.CONFIRMED:
+        return [_handed_over(job, number=job.attempt, now=now, css="confirmed", outcome="Confirmed")]
+    return []
+
+
+def _handed_over(
+    job: Job, *, number: int, now: datetime, css: str = "awaiting", outcome: str = "Handed over"
+) -> Attempt:
+    """The newest run, which ended well; from then on its proof was awaited, until it came or was given up."""
+    until = job.settled_at or now
+    if job.state not in (*TERMINAL, JobState.AWAITING_CONFIRMATION):
+        last = job.failures[-1] if job.failures and isinstance(job.failures[-1], dict) else {}
+        until = moment(last.get("finished_at")) or until
+    ended = job.finished_at
+    awaited = until if ended is not None and ended < until else None
+    waited = duration((until - ended).total_seconds()) if awaited and ended else ""
+    if waited and job.state == JobState.AWAITING_CONFIRMATION:
+        waited += " so far"
+    message = f"reference {redact_text(job.reference)}" if job.reference and css == "awaiting" else ""
+    return _run(job, css, outcome, message=message, number=number, ended=ended, awaited=awaited, waited=waited)
+
+
+def _run(
+    job: Job, css: str, outcome: str, *, message: str = "", number: int | None = None, ended: datetime | None = None,
+    awaited: datetime | None = None, waited: str = "",
+) -> Attempt:  # fmt: skip
     return Attempt(
-        number=job.attempt, started=job.started_at, ended=None if running else job.finished_at, worker=job.worker or "",
-        css=css, icon=icon, outcome=outcome, message=message, waited="",
+        number=job.attempt if number is None else number, started=job.started_at, ended=ended, worker=job.worker or "",
+        css=css, icon=css, outcome=outcome, message=message, waited=waited, awaited=awaited,
     )  # fmt: skip
 
 
 def _waited(job: Job, failed: Sequence[dict[str, Any]], index: int, *, now: datetime) -> str:
-    ended = _moment(failed[index].get("finished_at"))
+    ended = moment(failed[index].get("finished_at"))
     if index + 1 < len(failed):
-        started = _moment(failed[index + 1].get("started_at"))
+        following = moment(failed[index + 1].get("started_at"))
     elif job.state == JobState.RETRYING and job.due_at is not None:
         left = (job.due_at - now).total_seconds()
         return f"next in {duration(left)}" if left > 0 else "due now"
     elif job.state in (JobState.DEAD, JobState.EXPIRED, JobState.CANCELLED):
         return "none left" if job.state == JobState.DEAD else job.state
     else:
-        started = job.started_at
-    return duration(max((started - ended).total_seconds(), 0)) if started and ended else ""
+        following = job.settled_at if job.state == JobState.CONFIRMED else job.started_at
+    return duration((following - ended).total_seconds()) if ended and following and following > ended else ""
 
 
 def timeline(job: Job, rows: Sequence[Attempt], *, now: datetime) -> Timeline:
@@ -98,7 +142,11 @@ def timeline(job: Job, rows: Sequence[Attempt], *, now: datetime) -> Timeline:
         accepted=job.accepted_at,
         until=job.settled_at or now,
         state=job.state,
-        runs=[Run(number=row.number, started=row.started, ended=row.ended) for row in rows if row.started],
+        runs=[
+            Run(number=row.number, started=row.started, ended=row.ended, awaited=row.awaited)
+            for row in rows
+            if row.started and not row.after
+        ],
         window_at=window_end(job),
         window_label=f"window {duration(job.window_seconds)}",
     )
@@ -127,52 +175,14 @@ def headline(job: Job) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Late:
-    """Evidence that came after the end, or about a run that was no longer the newest."""
-
-    title: str
-    kind: str
-    ref: str
-    detail: str
-    at: datetime | None
-
-
-def late_evidence(job: Job) -> list[Late]:
-    """Return what came and could not count, oldest first."""
-    return [
-        Late(
-            title=_late_title(job, str(one.get("outcome"))),
-            kind=str(one.get("kind") or ""),
-            ref=str(one.get("ref") or ""),
-            detail=str(one.get("detail") or ""),
-            at=_moment(one.get("at")),
-        )
-        for one in job.late_evidence or []
-        if isinstance(one, dict)
-    ]
-
-
-def _late_title(job: Job, outcome: str) -> str:
-    if job.evidence:
-        # A second reference for one action, or the opposite of what is known.
-        return "Confirmed again" if outcome == "confirmed" else "Contradicted"
-    if outcome == "confirmed":
-        return "Confirmed late"
-    return "Rejected late" if job.settled_at else "An older run was rejected"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Allowed:
     """What the state of the job permits; the role is asked for apart."""
 
     replay: bool
     cancel: bool
     close: bool
-
-    @property
-    def any(self) -> bool:
-        """There is something to do."""
-        return self.replay or self.cancel or self.close
+    retry: bool
+    confirm: bool
 
 
 def allowed(job: Job) -> Allowed:
@@ -182,14 +192,9 @@ def allowed(job: Job) -> Allowed:
         replay=job.state in REPLAYABLE and unresolved and job.replayed_by is None and job.erased_at is None,
         cancel=job.state in OPEN and not (job.state == JobState.PROCESSING and job.cancel_requested),
         close=job.state == JobState.DEAD and unresolved,
+        retry=job.state == JobState.RETRYING,
+        confirm=job.state in OPEN,
     )
-
-
-def _moment(value: Any) -> datetime | None:
-    try:
-        return datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
 
 
 def _int(value: Any) -> int:

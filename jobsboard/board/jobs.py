@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final
 from urllib.parse import urlencode
 from uuid import UUID
@@ -11,13 +12,15 @@ from django.urls import reverse
 from django.views.decorators.http import require_safe
 
 from dlq import preflight
-from jobsboard.board import job_view, payload, replay_checks, shell
+from jobsboard.board import job_evidence, job_view, payload, replay_checks, shell
 from jobsboard.board.params import Params, scope_of, seal
 from jobsboard.board.refresh import answer, live
 from jobsboard.roles import can, require
 from queues import contracts, outcomes
+from queues.lifecycle.confirm import NOTES_KEPT
 from queues.models import AuditEntry, Job
 from queues.outcomes import Board, JobFilter, JobPage
+from queues.redaction import redact_text
 from queues.states import DEAD_REASONS, OPEN, REPLAYABLE, JobState
 
 AUDIT_SHOWN: Final = 8
@@ -183,10 +186,15 @@ def job_page(
         "headline": job_view.headline(found),
         "attempts": rows,
         "timeline": job_view.timeline(found, rows, now=board.now),
+        "awaiting_shown": any(row.awaited for row in rows),
         "took": ((found.settled_at or board.now) - found.accepted_at).total_seconds(),
         "late": (found.settled_at or board.now) > job_view.window_end(found),
         "failure": last,
-        "late_evidence": job_view.late_evidence(found),
+        "proof": job_evidence.proof(found),
+        "heard": job_evidence.heard(found),
+        "heard_most": NOTES_KEPT,
+        "progress": job_evidence.progress(found),
+        "reference": redact_text(found.reference or ""),
         "confirmed_late": found.state != JobState.CONFIRMED and bool(preflight.late_evidence(found, "confirmed")),
         "traceback": payload.traceback_blocks(str(last.get("traceback") or "")),
         "allowed": job_view.allowed(found),
@@ -206,16 +214,17 @@ def _contract(request: HttpRequest, found: Job) -> dict[str, Any]:
     """Add what depends on the contract: the payload's redaction and, where a replay is possible, its checks."""
     board = shell.board_of(request)
     values = can(request.user, "see_payload")
-    try:
-        pointers = contracts.of_version(found.type, found.contract_version).redact
-    except contracts.UnknownContract:
-        # Without the contract nobody knows what it would hide.
-        pointers, values = (), False
+    contract = None
+    with contextlib.suppress(contracts.UnknownContract):
+        contract = contracts.of_version(found.type, found.contract_version)
+    # Without the contract nobody knows what it would hide.
+    pointers, values = (contract.redact, values) if contract is not None else ((), False)
     known = board.types.get(found.type)
     context: dict[str, Any] = {
         "payload": payload.shown(found.payload, values=values, pointers=pointers),
         "payload_values": values,
         "now_version": known.version if known else None,
+        "awaited": job_evidence.awaited(found, contract),
     }
     if found.state in REPLAYABLE and job_view.allowed(found).replay:
         holder = preflight.holder_of(found)

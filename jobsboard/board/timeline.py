@@ -12,11 +12,12 @@ from jobsboard.board.svg import Svg, duration, el, frame, look, percent, text
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One attempt. `ended` None: it runs now."""
+    """One attempt. `ended` None: it runs now. `awaited`: until when its proof was awaited after that."""
 
     number: int
     started: datetime
     ended: datetime | None
+    awaited: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,9 @@ def _attempts(life: Timeline, x: Callable[[datetime], float]) -> list[Svg]:
             )
             free = start + 0.02 + 0.008 * len(str(run.number))
         at, waiting = end, "retrying"
+        if run.awaited is not None and x(run.awaited) > end:
+            at = x(run.awaited)
+            parts.append(_piece("awaiting_confirmation", end, at, y=34, height=4, css="so"))
     if at < 1:
         parts.append(
             _piece(
@@ -109,6 +113,9 @@ def _timeline_words(life: Timeline) -> str:
     start, end = (at.astimezone(UTC).strftime("%H:%M:%S") for at in (life.accepted, life.until))
     count = len(life.runs)
     runs = "no attempt" if not count else "1 attempt" if count == 1 else f"{count} attempts"
+    waited = [run.awaited - run.ended for run in life.runs if run.awaited and run.ended]
+    if waited:
+        runs += f", {duration(sum(one.total_seconds() for one in waited))} awaiting the proof"
     late = ", late" if life.window_at and life.window_at < life.until else ""
     took = duration((life.until - life.accepted).total_seconds())
     return f"Timeline: accepted {start}, {runs}, {look(life.state).label.lower()} at {end}, {took} later{late}"

@@ -13,10 +13,10 @@ from uuid import UUID, uuid4, uuid5
 import msgspec
 from django.db import connection
 
-from jobsboard.testing.pending import context_of
 from queues.handlers import JobContext, RunSuperseded, StepInvalid
 from queues.lifecycle import Run
-from queues.runtime.steps import NAME_CHARACTERS, RESULT_BYTES
+from queues.runtime.context import context_of
+from queues.runtime.steps import check_name, encoded
 
 _NAMES: Final = UUID("6f9619ff-8b86-d011-b42d-00c04fc964ff")
 _LOST: Final = {"error_class": "WorkerLost", "message": "the process that ran this job is gone", "worker": "test"}
@@ -103,12 +103,11 @@ class Body:
         run = self.run
         if late:
             run = replace(run, accepted_at=run.accepted_at - 5 * MAX_AGE, expires_at=run.accepted_at - 1.0)
-        return context_of(run, cancelled=cancelled, steps=self)
+        return context_of(run, cancelled=lambda: cancelled, steps=self)
 
     def once(self, name: str, function: Callable[[], Any]) -> Any:
         """Do a step unless its result is known, as `queues.runtime.steps` does."""
-        if not 1 <= len(name) <= NAME_CHARACTERS or not name.isprintable():
-            raise StepInvalid(f"a step's name has 1 to {NAME_CHARACTERS} printable characters")
+        check_name(name)
         if connection.in_atomic_block:
             raise StepInvalid(f"step {name!r} stands inside a transaction: its result would be lost with it")
         self._at("before", name)
@@ -117,7 +116,7 @@ class Body:
         results = self.lineage.results
         if name in results:
             return msgspec.json.decode(results[name])
-        text = _encoded(name, function())
+        text = encoded(name, function())
         self._at("inside", name)
         results.setdefault(name, text)
         self.done.append(name)
@@ -140,13 +139,3 @@ class Body:
         except Killed:
             self.dead = True
             raise
-
-
-def _encoded(name: str, value: Any) -> str:
-    try:
-        text = msgspec.json.encode(value)
-        if len(text) > RESULT_BYTES:
-            raise ValueError(f"{len(text)} bytes, of {RESULT_BYTES} at most")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise StepInvalid(f"step {name!r} was done, but its result cannot be kept: {error}") from error
-    return text.decode()

@@ -6,6 +6,7 @@ What a run, a check or a sweep decides is the runtime's and the lifecycle's; her
 import datetime as dt
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -15,10 +16,10 @@ from jobsboard.testing.clock import Clock, running_ahead
 from jobsboard.testing.isolation import no_broker
 from jobsboard.testing.session import session
 from queues import confirmation, lifecycle
-from queues.handlers import JobContext, Steps
 from queues.lifecycle import Run
 from queues.models import Job
 from queues.runtime import checks
+from queues.runtime.context import context_of
 from queues.runtime.execute import execute
 from queues.runtime.steps import RunSteps
 from queues.states import WAITING
@@ -50,28 +51,6 @@ def run_pending(
             with running_ahead() as clock:
                 pending.pass_time(clock, until=clock.now() + ahead)
     return pending.jobs()
-
-
-def context_of(run: Run, *, cancelled: bool | None = None, steps: Steps | None = None) -> JobContext:
-    """Return what a worker gives to a handler. Without `cancelled` and `steps` those of the job's row."""
-    return JobContext(
-        id=run.id,
-        type=run.type,
-        run=run.fence,
-        attempt=run.attempt,
-        payload_text=run.payload,
-        idempotency_key=run.idempotency_key,
-        group=run.group,
-        accepted_epoch=run.accepted_at,
-        deadline_epoch=run.expires_at,
-        maybe_duplicate=run.begun > 1,
-        failures_text=run.failures,
-        reference=run.reference,
-        probe=run.probe,
-        trace_text=run.trace,
-        _cancelled=lambda: _told_to_stop(run) if cancelled is None else cancelled,
-        _steps=steps or RunSteps(run),
-    )
 
 
 def claim(job_id: UUID) -> Run | None:
@@ -138,7 +117,8 @@ class _Pending:
 
     def _run(self, run: Run) -> None:
         with session():
-            ended = execute(run, context_of(run), begin=lambda hard_limit: None)
+            context = context_of(run, cancelled=partial(_told_to_stop, run), steps=RunSteps(run))
+            ended = execute(run, context, begin=lambda hard_limit: None)
         end = ended.end
         if end.failure:
             log.info("%s %s, run %d: %s", run.type, run.id, run.fence, end.failure.get("traceback") or end.failure)

@@ -4,7 +4,7 @@ Shape of a variant: runs that end badly, then one that ends well; afterwards the
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Final, Literal
@@ -56,7 +56,7 @@ def assert_replayable(
     group: str | None = None,
     other_payload: Any = None,
     inside_steps: bool = False,
-    skip: tuple[Variant, ...] = (),
+    skip: Sequence[Variant] = (),
 ) -> None:
     """Insist that a handler has the same effects however often and in which order its runs happen.
 
@@ -98,9 +98,9 @@ def _subject(handler: Handler | str, kind: str | None, check: Check | None) -> _
         found = handlers.find(handler)
         kind, function, atomic = handler, found.function, found.atomic
     else:
-        known = [(name, one) for name, one in handlers._handlers.items() if one.function is handler]
-        function, atomic = handler, any(one.atomic for _, one in known)
-        kind = kind or (known[0][0] if known else "test.handler")
+        known = handlers.types_of(handler)
+        function, atomic = handler, any(handlers.find(name).atomic for name in known)
+        kind = kind or (known[0] if known else "test.handler")
     name = getattr(function, "__qualname__", repr(function))
     return _Subject(name=name, type=kind, function=function, atomic=atomic, check=check or find_check(kind))
 
@@ -124,7 +124,7 @@ class _Trial:
     outcome: str = field(init=False)
     steps: list[str] = field(init=False)
 
-    def run(self, skip: tuple[Variant, ...]) -> list[str]:
+    def run(self, skip: Sequence[Variant]) -> list[str]:
         """Play everything and return what went wrong."""
         self.reset()
         with session():

@@ -13,6 +13,7 @@ from queues.contracts import Contract
 from queues.handlers import Check, Confirmed, JobContext, NoCheck, Rejected, RetryLater
 from queues.lifecycle import CheckEnd, DueCheck
 from queues.runtime import limits, story
+from queues.runtime.context import context_of
 
 CHECK_SECONDS: Final = 30.0
 """A check may take no longer, whatever its contract allows the job."""
@@ -76,7 +77,7 @@ def poll(due: DueCheck) -> CheckEnd:
         missing = NoCheck(f"no check is registered for {due.type!r}, and its contract has no check_url")
         finding = Finding(outcome="failed", told=story.of_error(missing, type=due.type))
     else:
-        finding = ask(check, _context(due), contract)
+        finding = ask(check, context_of(due), contract)
     return _end(due, finding, next_in=_next(due, finding, contract), give_up=_give_up(due, finding, contract))
 
 
@@ -130,23 +131,4 @@ def _backoff(number: int, contract: Contract) -> float:
         cap=contract.backoff_cap_seconds,
         jitter=contract.jitter,
         draw=random.random,
-    )
-
-
-def _context(due: DueCheck) -> JobContext:
-    return JobContext(
-        id=due.id,
-        type=due.type,
-        run=due.fence,
-        attempt=due.attempt,
-        payload_text=due.payload,
-        idempotency_key=due.idempotency_key,
-        group=due.group,
-        accepted_epoch=due.accepted_at,
-        deadline_epoch=due.expires_at,
-        maybe_duplicate=due.begun > 1,
-        failures_text=due.failures,
-        reference=due.reference,
-        probe=due.probe,
-        trace_text=due.trace,
     )

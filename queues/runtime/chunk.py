@@ -19,9 +19,9 @@ from uuid import UUID
 from django.db import DataError, Error, IntegrityError, connection
 
 from queues import confirmation, lifecycle
-from queues.handlers import JobContext
 from queues.lifecycle import CheckEnd, End, Run, Verdict
 from queues.runtime import checks, leases
+from queues.runtime.context import context_of
 from queues.runtime.execute import execute, released
 from queues.runtime.leases import LeaseTable, Slot
 from queues.runtime.steps import RunSteps
@@ -120,7 +120,9 @@ class Runner:
         done = 0
         try:
             while (run_now := chunk.begin(draining=self.table.draining)) is not None:
-                ended = execute(run_now, self._context(run_now, slot), begin=partial(_begin, slot, run_now))
+                stopped = partial(slot.told_to_stop, run_now.id, run_now.fence)
+                context = context_of(run_now, cancelled=stopped, steps=RunSteps(run_now))
+                ended = execute(run_now, context, begin=partial(_begin, slot, run_now))
                 if ended.written:
                     slot.drop(run_now.id, run_now.fence)
                     _look_for_callbacks([ended.end])
@@ -212,27 +214,6 @@ class Runner:
         if missing:
             log.warning("%d ends were superseded, first job %s fence %d", len(missing), *missing[0])
             _count_superseded(missing)
-
-    @staticmethod
-    def _context(run: Run, slot: Slot) -> JobContext:
-        return JobContext(
-            id=run.id,
-            type=run.type,
-            run=run.fence,
-            attempt=run.attempt,
-            payload_text=run.payload,
-            idempotency_key=run.idempotency_key,
-            group=run.group,
-            accepted_epoch=run.accepted_at,
-            deadline_epoch=run.expires_at,
-            maybe_duplicate=run.begun > 1,
-            failures_text=run.failures,
-            reference=run.reference,
-            probe=run.probe,
-            trace_text=run.trace,
-            _cancelled=lambda: slot.told_to_stop(run.id, run.fence),
-            _steps=RunSteps(run),
-        )
 
 
 def _begin(slot: Slot, run: Run, hard_limit: float) -> None:

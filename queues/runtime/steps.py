@@ -31,8 +31,7 @@ class RunSteps:
 
     def once(self, name: str, function: Callable[[], Any]) -> Any:
         """Do a step unless its result is known. Raises: StepInvalid, RunSuperseded."""
-        if not 1 <= len(name) <= NAME_CHARACTERS or not name.isprintable():
-            raise StepInvalid(f"a step's name has 1 to {NAME_CHARACTERS} printable characters")
+        check_name(name)
         if connection.in_atomic_block:
             raise StepInvalid(
                 f"step {name!r} stands inside a transaction: its result would be lost with it, and is to be stored"
@@ -44,7 +43,7 @@ class RunSteps:
             raise RunSuperseded(f"job {run.id}: run {run.fence} is no longer the job's; step {name!r} was not begun")
         if found:
             return result
-        text = _encoded(name, function())
+        text = encoded(name, function())
         if not self._keep(name, text):
             raise RunSuperseded(f"job {run.id}: run {run.fence} lost its lease during step {name!r}, which is kept")
         return msgspec.json.decode(text)
@@ -77,7 +76,14 @@ class RunSteps:
         return False
 
 
-def _encoded(name: str, value: Any) -> str:
+def check_name(name: str) -> None:
+    """Refuse a name that a later run could not find its result by. Raises: StepInvalid."""
+    if not 1 <= len(name) <= NAME_CHARACTERS or not name.isprintable():
+        raise StepInvalid(f"a step's name has 1 to {NAME_CHARACTERS} printable characters")
+
+
+def encoded(name: str, value: Any) -> str:
+    """Return what a step returned as the JSON that is kept. Raises: StepInvalid."""
     try:
         raw = msgspec.json.encode(value)
         plain = msgspec.json.decode(raw)

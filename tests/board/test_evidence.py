@@ -40,8 +40,8 @@ def test_each_piece_is_named(viewer: Client, state: JobState, late: list[dict[st
     """I-29: nothing that came is hidden, and nothing is called what it is not."""
     page = _page(viewer, state, late)
     card = page[page.index('aria-labelledby="h-ev"') :]
-    shown = re.findall(r"<dt>([^<]+)</dt>", card[: card.index("</section>")])
-    assert [title for title in shown if title not in ("Kind", "Reference", "In window")] == titles
+    shown = re.findall(r"<li><div><b>([^<]+)</b>", card[: card.index("</section>")])
+    assert [title for title in shown if title not in ("Proof", "Reference", "In window")] == titles
     assert "<b>bounced</b>" not in page
     assert ("<b>Confirmed late</b>" in page) is (state == S.DEAD and YES in late)
     assert ("Do not replay" in page) is (state == S.DEAD and YES in late)

@@ -13,8 +13,10 @@ from queues.handlers import Confirmed, JobContext, PermanentError, Rejected, Ret
 from queues.lifecycle.sweep import CHECKS_LOST_MOST
 from queues.models import JobType
 from queues.runtime.chunk import Runner
+from queues.runtime.context import context_of
 from queues.runtime.execute import Ended, execute
 from queues.runtime.leases import LeaseTable
+from queues.runtime.steps import RunSteps
 from queues.scheduler import confirmations
 from queues.states import JobState
 from tests.factories import TYPE, accept, claim, get, lose_lease, make_type, set_columns, sql
@@ -72,7 +74,7 @@ def world(db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 def run_once(job_id: UUID) -> Ended:
     """Claim, run and finish one job, without the threads of a worker."""
     [run] = claim([job_id])
-    ended = execute(run, Runner._context(run, LeaseTable().take_slot()), begin=lambda limit: None)
+    ended = execute(run, context_of(run, steps=RunSteps(run)), begin=lambda limit: None)
     if not ended.written:
         lifecycle.settle([ended.end])
     return ended

@@ -21,6 +21,7 @@ from queues.handlers import Confirmed, JobContext, PermanentError
 from queues.lifecycle import End, Run, Verdict
 from queues.runtime import chunk as module
 from queues.runtime.chunk import Runner, _without_data
+from queues.runtime.context import context_of
 from queues.runtime.execute import execute
 from queues.runtime.heartbeat import Heart
 from queues.runtime.leases import LeaseTable, now
@@ -209,7 +210,7 @@ def _ended(outcome: Any) -> tuple[Run, End]:
     handlers.handler(TYPE)(lambda job: outcome)
     try:
         [run] = claim(accept())
-        context = Runner._context(run, LeaseTable().take_slot())
+        context = context_of(run)
         return run, execute(run, context, begin=lambda limit: None).end
     finally:
         handlers._handlers.pop(TYPE)

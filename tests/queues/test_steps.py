@@ -13,9 +13,9 @@ from queues import actions, broker, handlers, lifecycle
 from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, RunSuperseded, StepInvalid
 from queues.models import AuditEntry, StepResult
 from queues.runtime import steps
-from queues.runtime.chunk import Runner
+from queues.runtime.context import context_of
 from queues.runtime.execute import Ended, execute
-from queues.runtime.leases import LeaseTable
+from queues.runtime.steps import RunSteps
 from queues.states import JobState
 from tests.factories import TYPE, accept, claim, get, lose_lease, make_type, sql
 
@@ -34,7 +34,7 @@ def kind(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 def run_once(job_id: UUID) -> Ended:
     """Claim, run and finish one job, without the threads of a worker."""
     [run] = claim([job_id])
-    ended = execute(run, Runner._context(run, LeaseTable().take_slot()), begin=lambda limit: None)
+    ended = execute(run, context_of(run, steps=RunSteps(run)), begin=lambda limit: None)
     if not ended.written:
         lifecycle.settle([ended.end])
     return ended
@@ -48,7 +48,7 @@ def lost_run(job_id: UUID) -> None:
     """Run a body that dies, as far as the database can see."""
     [run] = claim([job_id])
     with pytest.raises(Kill):
-        handlers.find(TYPE).function(Runner._context(run, LeaseTable().take_slot()))
+        handlers.find(TYPE).function(context_of(run, steps=RunSteps(run)))
     lose_lease(job_id)
     lifecycle.rescue([job_id])
 
@@ -123,7 +123,7 @@ def test_a_superseded_run_does_no_further_step() -> None:
 
     [job_id] = accept()
     [run] = claim([job_id])
-    context = Runner._context(run, LeaseTable().take_slot())
+    context = context_of(run, steps=RunSteps(run))
     with pytest.raises(RunSuperseded, match="which is kept"):
         slow(context)
     with pytest.raises(RunSuperseded, match="was not begun"):
@@ -189,7 +189,7 @@ def test_progress_is_stored_once_a_second(monkeypatch: pytest.MonkeyPatch) -> No
     now = [100.0]
     monkeypatch.setattr("queues.runtime.leases.now", lambda: now[0])
     [run] = claim(accept())
-    context = Runner._context(run, LeaseTable().take_slot())
+    context = context_of(run, steps=RunSteps(run))
     context.progress(0.25, "a quarter\x00")
     context.progress(0.5)
     assert get(run.id).progress["share"] == 0.25  # type: ignore[index]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import logging
 from collections.abc import Iterator
@@ -18,9 +17,7 @@ from queues import broker, contracts
 from queues.accept import enqueue
 from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, PermanentError, StepInvalid, check, handler
 from queues.models import Job, JobType, StepResult
-from queues.runtime.chunk import Runner
-from queues.runtime.leases import LeaseTable
-from tests.factories import TYPE, claim, fold_all, make_type, sql, state_counts, true_counts
+from tests.factories import TYPE, fold_all, make_type, sql, state_counts, true_counts
 
 HOUR = dt.timedelta(hours=1)
 
@@ -82,15 +79,6 @@ class InATestCase(TestCase):
             ("dead", "no_evidence"),
         ]
         assert [user.username for user in User.objects.all()] == ["a"]
-
-
-def test_a_context_is_the_workers(kind: JobType) -> None:
-    """Nothing that a worker gives is missing here, now and when a field is added."""
-    [run] = claim([enqueue(TYPE, {"n": 1}, group="g").job_id])
-    ours = pending.context_of(run)
-    theirs = Runner._context(run, LeaseTable().take_slot())
-    same = [f.name for f in dataclasses.fields(ours) if not f.name.startswith("_")]
-    assert {name: getattr(ours, name) for name in same} == {name: getattr(theirs, name) for name in same}
 
 
 def test_the_counts_are_right(kind: JobType) -> None:
@@ -333,7 +321,11 @@ def test_a_paused_type_waits(kind: JobType) -> None:
 
 def test_a_failure_is_in_the_log(kind: JobType, caplog: pytest.LogCaptureFixture) -> None:
     """A test that fails shows why its job did."""
-    handler(TYPE)(lambda job: 1 / 0)  # type: ignore[arg-type, return-value]
+
+    @handler(TYPE)
+    def work(job: JobContext) -> Confirmed:
+        return Confirmed(str(1 / 0))
+
     enqueue(TYPE, {})
     with caplog.at_level(logging.INFO, logger=pending.__name__):
         run_pending()
