@@ -218,6 +218,67 @@ def test_a_look_ends_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.older is None
 
 
+def walked(wanted: JobFilter, *, back: bool = False) -> list[UUID]:
+    """Return what the pages of a list show one after the other, to the end or, from there, back to the beginning."""
+    seen: list[UUID] = []
+    mark: UUID | None = UUID(int=0) if back else None
+    for _ in range(50):
+        ids, page = listed(wanted, **{"before" if back else "after": mark})
+        seen = [*ids, *seen] if back else [*seen, *ids]
+        mark = page.newer if back else page.older
+        assert page.complete is (mark is None)
+        if mark is None:
+            return seen
+    raise AssertionError("the list does not end")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("many", ["first", "last", "mixed"])
+@pytest.mark.parametrize("others", [0, 3, 6, 9])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        JobFilter(dead_letters=True, reason="rejected"),
+        JobFilter(dead_letters=True, reason="permanent_error"),
+        JobFilter(dead_letters=True, tiers=(1,)),
+        JobFilter(dead_letters=True, reason="rejected", type="mail.send"),
+        JobFilter(dead_letters=True),
+    ],
+)
+def test_no_dead_letter_is_skipped_where_types_differ_in_number(
+    monkeypatch: pytest.MonkeyPatch, wanted: JobFilter, others: int, many: str
+) -> None:
+    """A type that was not read to its end hides older ones of itself, not only of the type that goes back furthest."""
+    monkeypatch.setattr(outcome_lists, "LOOK_AT_MOST", 10)
+    monkeypatch.setattr(outcome_lists, "PAGE", 2)
+    make_type("mail.send")
+    make_type("other", tier_id=1)
+    kinds = ["mail.send"] * 13 + ["other"] * others
+    if many == "last":
+        kinds.reverse()
+    elif many == "mixed":
+        kinds = ["other"] * (others // 2) + ["mail.send"] * 13 + ["other"] * (others - others // 2)
+    ids = []
+    for kind in kinds:
+        ids += accept(1, kind=kind)
+    bury(ids)
+    # Rare, and among the oldest of the larger type: found only by whoever reads on.
+    mail = [i for i, kind in zip(ids, kinds, strict=True) if kind == "mail.send"]
+    sql("ALTER TABLE queues_job DISABLE TRIGGER USER")
+    sql("UPDATE queues_job SET reason = 'rejected' WHERE id = ANY(%s)", [mail[0], mail[1], *ids[-1:]])
+    sql("ALTER TABLE queues_job ENABLE TRIGGER USER")
+    rows = Job.objects.filter(id__in=ids)
+    if wanted.reason:
+        rows = rows.filter(reason=wanted.reason)
+    if wanted.tiers:
+        rows = rows.filter(tier__in=wanted.tiers)
+    if wanted.type:
+        rows = rows.filter(type=wanted.type)
+    expected = sorted(rows.values_list("id", flat=True), reverse=True)
+    assert walked(wanted) == expected
+    assert walked(wanted, back=True) == expected
+
+
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     "wanted",
