@@ -257,7 +257,7 @@ def _prepare(item: Item, position: int) -> NewJob:
         raise TypeDisabled(f"job type {item.type!r} is disabled and takes no jobs", pointer="/type")
     if contract.tier in backlog.full_tiers():
         raise Overloaded(f"tier {contract.tier} is over its backlog limit; nothing was stored")
-    text, value = _read_payload(item.payload, contract)
+    text, value = read_payload(item.payload, contract)
     _check_numbers(item)
     key = _key(item, contract, value)
     return NewJob(
@@ -281,8 +281,8 @@ def _prepare(item: Item, position: int) -> NewJob:
     )
 
 
-def _read_payload(payload: Any, contract: Contract) -> tuple[str, Any]:
-    """Return the text to store and its value. Raises: PayloadInvalid."""
+def read_payload(payload: Any, contract: Contract) -> tuple[str, Any]:
+    """Return the text to store and its value, held against the contract. Raises: PayloadInvalid."""
     if not isinstance(payload, (bytes, str)):
         try:
             payload = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -359,6 +359,11 @@ def _key(item: Item, contract: Contract, value: Any) -> str | None:
         if contract.key_required:
             raise KeyInvalid(f"job type {contract.name!r} needs a dedupe key", pointer="/dedupe_key")
         return None
+    return check_key(key)
+
+
+def check_key(key: str) -> str:
+    """Return a dedupe key that may be stored. Raises: KeyInvalid."""
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise KeyInvalid("a dedupe key is 1 to 255 visible ASCII characters", pointer="/dedupe_key")
     return key

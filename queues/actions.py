@@ -7,6 +7,7 @@ from uuid import UUID
 from django.db import transaction
 
 from queues import audit, broker, contracts, lifecycle
+from queues.lifecycle import Edit
 from queues.models import Job
 from queues.states import REPLAYABLE, JobState, Reason, Resolution
 
@@ -107,22 +108,31 @@ def _hint(job_id: UUID) -> None:
     broker.publish([(contracts.current(name).queue, [job_id])])
 
 
-def replay_job(job_id: UUID, *, actor: str, reason: str, source: str, request_id: str = "") -> UUID:
-    """Accept a new job with the payload, key and idempotency key of a dead, expired or cancelled one.
+def replay_job(
+    job_id: UUID,
+    *,
+    actor: str,
+    reason: str,
+    source: str,
+    request_id: str = "",
+    edit: Edit | None = None,
+    diff: dict[str, Any] | None = None,
+) -> UUID:
+    """Accept a new job in place of a dead, expired or cancelled one: as it was, or with an edit (`edited_replay`).
 
     Raises: JobNotFound, NotReplayable.
     """
     with transaction.atomic():
-        child = lifecycle.replay(job_id, by=actor)
+        child = lifecycle.replay(job_id, by=actor, edit=edit)
         if child is not None:
             _audit("job.replayed", job_id, actor=actor, reason=reason, source=source, request_id=request_id,
-                   after={"replayed_by": str(child)})  # fmt: skip
+                   after={"replayed_by": str(child)} | ({"changed": diff} if edit else {}))  # fmt: skip
             lifecycle.touch_board()
             return child
-    raise _why_not_replayed(_get(job_id))
+    raise _why_not_replayed(_get(job_id), other_key=edit is not None and edit.dedupe_key is not None)
 
 
-def _why_not_replayed(job: Job) -> NotReplayable:
+def _why_not_replayed(job: Job, *, other_key: bool) -> NotReplayable:
     if job.state not in REPLAYABLE:
         return NotReplayable(
             "not_replayable", f"the job is {job.state}; only dead, expired and cancelled ones are replayed"
@@ -133,6 +143,8 @@ def _why_not_replayed(job: Job) -> NotReplayable:
         return NotReplayable("resolved", f"the job was {job.resolution} by {job.resolved_by}")
     if job.erased_at is not None:
         return NotReplayable("payload_erased", "the payload of this job was erased")
+    if other_key:
+        return NotReplayable("dedupe_conflict", "its type is disabled, or another job holds the new dedupe key")
     return NotReplayable("key_moved_on", "its type is disabled, or a newer job holds its dedupe key")
 
 

@@ -58,7 +58,7 @@ class Replay(msgspec.Struct, forbid_unknown_fields=True):
 
     reason: str
     payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    dedupe_key: str | None | msgspec.UnsetType = msgspec.UNSET
+    dedupe_key: str | None = None
 
 
 class Confirmation(msgspec.Struct, forbid_unknown_fields=True):
@@ -135,11 +135,18 @@ def read(body: bytes, shape: type[_T]) -> _T:
     return found
 
 
-def read_why(request: HttpRequest, *, key: Key, shape: type[Cancel | Replay] = Cancel) -> dict[str, str]:
+def read_why(request: HttpRequest, *, key: Key) -> dict[str, str]:
     """Read who acts and why. Raises: Problem."""
-    found = read(read_body(request, limit=ONE_MAX), shape)
-    if isinstance(found, Replay) and not (found.payload is found.dedupe_key is msgspec.UNSET):
-        raise Problem("edited_replay_unsupported", "A replay with another payload or key is not built yet.", status=501)
+    return _why(request, read(read_body(request, limit=ONE_MAX), Cancel), key=key)
+
+
+def read_replay(request: HttpRequest, *, key: Key) -> tuple[dict[str, str], Replay]:
+    """Read who replays and why, and what is to be different. Raises: Problem."""
+    found = read(read_body(request, limit=ONE_MAX), Replay)
+    return _why(request, found, key=key), found
+
+
+def _why(request: HttpRequest, found: Cancel | Replay, *, key: Key) -> dict[str, str]:
     if not found.reason.strip() or len(found.reason) > REASON_MAX:
         raise Problem("invalid_request", f"reason has 1 to {REASON_MAX} characters.", pointer="/reason")
     return {"actor": key.actor, "reason": found.reason, "source": "api", "request_id": request_id(request)}

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse
 from ninja import Router
@@ -19,7 +20,7 @@ from jobsboard.api.access import key_of
 from jobsboard.api.database import bounded
 from jobsboard.api.keys import Key
 from jobsboard.api.problems import Problem, request_id
-from queues import actions, contracts
+from queues import actions, contracts, edited_replay
 from queues.accept import EnqueueError, Item, Receipt, enqueue_many
 from queues.canonical import JsonRefused
 from queues.models import Job
@@ -169,26 +170,37 @@ def retry_job_now(request: HttpRequest, job_id: str) -> HttpResponse:
 
 @router.post(
     "/jobs/{job_id}/replay",
-    response={201: schemas.Job, **schemas.ERRORS},
+    response={201: schemas.ReplayedJob, **schemas.ERRORS},
     operation_id="replayJob",
-    openapi_extra=schemas.body(schemas.Reason),
+    openapi_extra=schemas.body(schemas.Replay),
 )
 def replay_job(request: HttpRequest, job_id: str) -> HttpResponse:
-    """Accept a new job in place of a dead, expired or cancelled one."""
+    """Accept a new job in place of a dead, expired or cancelled one, as it was or with another payload or key."""
     key = key_of(request, scope="dlq:replay")
-    why = envelope.read_why(request, key=key, shape=envelope.Replay)
+    why, wanted = envelope.read_replay(request, key=key)
     with bounded():
         job = listing.find(job_id, key=key)
+        edited = _edited(job, wanted)
         try:
-            child = actions.replay_job(job.id, **why)
+            child = actions.replay_job(
+                job.id, **why, edit=edited.edit if edited else None, diff=edited.diff if edited else None
+            )
         except actions.NotReplayable as error:
             raise Problem(error.code, f"{error.detail}.", status=409) from None
         except actions.JobNotFound:
             raise problems.unknown_job() from None
         replayed = job_json.as_json(job_json.readable().get(id=child))
-    response = envelope.answer(replayed, status=201)
+    response = envelope.answer({**replayed, "notes": edited.notes if edited else ()}, status=201)
     response["Location"] = job_json.job_path(child)
     return response
+
+
+def _edited(job: Job, wanted: envelope.Replay) -> edited_replay.Edited | None:
+    """Return what a replay changes, or None. Raises: EnqueueError."""
+    payload = None if isinstance(wanted.payload, msgspec.UnsetType) else bytes(wanted.payload)
+    if payload is None and wanted.dedupe_key is None:
+        return None
+    return edited_replay.prepare(job, payload=payload, dedupe_key=wanted.dedupe_key)
 
 
 def _item(one: envelope.OneJob, *, header: str | None = None) -> Item:

@@ -75,6 +75,13 @@ class Reason(BaseModel):
     reason: str = Field(min_length=1, max_length=1000)
 
 
+class Replay(Reason):
+    """A replay; `payload` and `dedupe_key` make it an edited one."""
+
+    payload: Any = None
+    dedupe_key: str | None = Field(None, min_length=1, max_length=255)
+
+
 class Evidence(BaseModel):
     """What proves the outcome."""
 
@@ -220,6 +227,12 @@ class Searched(BaseModel):
 
     rows: int | None
     complete: bool
+
+
+class ReplayedJob(Job):
+    """The new job, and what whoever replays should know."""
+
+    notes: list[str]
 
 
 class JobPage(BaseModel):

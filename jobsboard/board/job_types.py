@@ -23,6 +23,7 @@ from queues.contract_switches import HOLDS
 from queues.contract_versions import fields_of
 from queues.models import ContractRevision, JobType
 from queues.outcomes import DEFAULT_RANGE, RANGES, Span, TypeNow
+from queues.redaction import redact_text
 from queues.states import OPEN
 
 VERSIONS: Final = 10
@@ -174,8 +175,21 @@ def _contract(row: JobType, known: TypeNow) -> dict[str, Any]:
         "held": _held_words(row),
         "promise_sentence": promise_sentence(fields, tier_ratio=known.target),
         "retry_words": f"{row.max_attempts} attempts, {row.backoff} from {duration(row.backoff_base_seconds)}{cap}",
+        "proof_words": _proof_words(row),
+        "check_url": redact_text(row.check_url),
         "stale_words": "then expired" if row.on_stale == "expire" else "then a dead letter",
     }
+
+
+def _proof_words(row: JobType) -> str:
+    """Say what proves the work and what follows without it."""
+    asked = f"a check every {duration(row.check_every_seconds)}"
+    then = {"dead": "a dead letter", "retry": "another attempt", "check_again": f"{asked} until max age"}
+    within = f" within {duration(row.confirm_within_seconds)}"
+    if row.success == "check" and row.on_unconfirmed == "check_again":
+        return then["check_again"]
+    proof = {"reference": "the handler’s reference", "callback": f"a callback{within}", "check": f"{asked}{within}"}
+    return f"{proof[row.success]}, else {then[row.on_unconfirmed]}" if row.success in proof else ""
 
 
 def _held_words(row: JobType) -> list[str]:

@@ -123,16 +123,16 @@ def _run(
 
 
 def _waited(job: Job, failed: Sequence[dict[str, Any]], index: int, *, now: datetime) -> str:
-    ended = moment(failed[index].get("finished_at"))
+    ended, following = moment(failed[index].get("finished_at")), job.started_at
     if index + 1 < len(failed):
         following = moment(failed[index + 1].get("started_at"))
     elif job.state == JobState.RETRYING and job.due_at is not None:
         left = (job.due_at - now).total_seconds()
         return f"next in {duration(left)}" if left > 0 else "due now"
-    elif job.state in (JobState.DEAD, JobState.EXPIRED, JobState.CANCELLED):
-        return "none left" if job.state == JobState.DEAD else job.state
-    else:
-        following = job.settled_at if job.state == JobState.CONFIRMED else job.started_at
+    elif not _before(ended, following):
+        if job.state in (JobState.DEAD, JobState.EXPIRED, JobState.CANCELLED):
+            return "none left" if job.state == JobState.DEAD else job.state
+        following = job.settled_at
     return duration((following - ended).total_seconds()) if ended and following and following > ended else ""
 
 

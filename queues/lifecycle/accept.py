@@ -56,6 +56,14 @@ class Holder:
     let_go: bool
 
 
+def idempotency_key(kind: str, key: str) -> str:
+    """Return SQL for what the handler gives to its provider (DESIGN.md section 5), of a type and a key."""
+    hashed = f"convert_to({kind}, 'UTF8') || '\\x00'::bytea || convert_to({key}, 'UTF8')"
+    return f"'jb_' || left(encode(sha256({hashed}), 'hex'), 32)"
+
+
+_IDEMPOTENCY_KEY = idempotency_key("i.type", "coalesce(i.dedupe_key, i.id::text)")
+
 # One statement when every key is new. Ids are made in request order; keys are inserted sorted, so that two batches
 # with the same keys wait for each other instead of deadlocking. A key that another transaction holds inserts nothing.
 ACCEPT = f"""
@@ -82,9 +90,7 @@ WITH item AS MATERIALIZED (
     root, trace)
   SELECT i.id, i.type, i.tier, i.priority, i.contract_version, i.payload::json, decode(i.request_hash, 'hex'),
     i.dedupe_key,
-    'jb_' || left(encode(sha256(convert_to(i.type, 'UTF8') || '\\x00'::bytea
-      || convert_to(coalesce(i.dedupe_key, i.id::text), 'UTF8')), 'hex'), 32),
-    i."group", i.attempt_limit, i.window_seconds, i.accepted_at, i.ready_at, i.ready_at,
+    {_IDEMPOTENCY_KEY}, i."group", i.attempt_limit, i.window_seconds, i.accepted_at, i.ready_at, i.ready_at,
     i.ready_at + make_interval(secs => i.max_age_seconds),
     CASE WHEN i.publish AND i.ready_at <= i.accepted_at THEN i.accepted_at END, i.id, i.trace
   FROM item i LEFT JOIN held h ON h.job_id = i.id

@@ -72,7 +72,8 @@ WITH item AS (
   SELECT * FROM json_to_recordset(%(proofs)s::json) AS i (id uuid, positive boolean, kind text, ref text, detail text,
     retryable boolean, fence integer, retry_in float8, by text)
 ), hit AS MATERIALIZED (
-  SELECT i.*, j.state AS was, now.at AS now, coalesce(i.fence, j.fence) AS run, j.replayed_by,
+  SELECT i.*, j.state AS was, now.at AS now, coalesce(i.fence, j.fence) AS run,
+    (SELECT c.id FROM queues_job c WHERE c.id = j.replayed_by AND c.root = j.root) AS replayed_by,
     j.evidence ->> 'ref' AS known, CASE
       WHEN i.positive THEN CASE
         WHEN {STATE} IN ('accepted', 'retrying', 'awaiting_confirmation') THEN 'confirmed'

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from queues.lifecycle.accept import idempotency_key
 from queues.lifecycle.settle import SETTLED_ROWS
 from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named
 from queues.states import JobState, Reason
@@ -17,6 +18,18 @@ class Cancelled:
     id: UUID
     state: JobState
     may_have_acted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What an edited replay changes: the payload with its request hash (hex), or the key, or both.
+
+    A changed key makes a different job: another idempotency key, a lineage of its own, nothing known of any effect.
+    """
+
+    payload: str | None = None
+    request_hash: str
+    dedupe_key: str | None = None
 
 
 CANCEL = f"""
@@ -64,30 +77,39 @@ SELECT id FROM moved
 
 # Mark the parent (only once, only the newest of its lineage), move the key while it still points to the parent, insert
 # the child: all or nothing. The key keeps its first hash and the child its parent's idempotency key, so that the
-# producer's own retries and the provider still recognise the action.
+# producer's own retries and the provider still recognise the action. Under another key it is another action.
 REPLAY = f"""
 WITH parent AS MATERIALIZED (
   SELECT j.*, jobs_uuid7() AS child, now.at AS now, c.version, c.tier_id, c.max_attempts, c.window_seconds AS promise,
-    c.max_age_seconds
+    c.max_age_seconds, c.dedupe_window_seconds, %(key)s::text IS NOT NULL AS other
   FROM queues_job j JOIN queues_jobtype c ON c.name = j.type CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} IN ('dead', 'expired', 'cancelled') AND j.replayed_by IS NULL
     AND j.resolution = 'open' AND j.erased_at IS NULL AND c.enabled
   FOR UPDATE OF j
 ), key AS (
   UPDATE queues_dedupekey k SET job_id = p.child FROM parent p
-  WHERE k.type = p.type AND k.key = p.dedupe_key AND k.job_id = p.id RETURNING k.job_id
+  WHERE NOT p.other AND k.type = p.type AND k.key = p.dedupe_key AND k.job_id = p.id RETURNING k.job_id
+), fresh AS (
+  INSERT INTO queues_dedupekey (type, key, request_hash, job_id, accepted_at, expires_at)
+  SELECT p.type, %(key)s, decode(%(request_hash)s, 'hex'), p.child, p.now,
+    CASE WHEN p.dedupe_window_seconds > 0 THEN p.now + make_interval(secs => p.dedupe_window_seconds) END
+  FROM parent p WHERE p.other
+  ON CONFLICT (type, key) DO NOTHING RETURNING job_id
 ), marked AS (
   UPDATE queues_job j SET replayed_by = p.child, resolution = 'replayed', resolved_at = p.now, resolved_by = %(by)s
-  FROM parent p LEFT JOIN key ON key.job_id = p.child
-  WHERE {BETWEEN} AND j.id = p.id AND (p.dedupe_key IS NULL OR key.job_id IS NOT NULL)
+  FROM parent p LEFT JOIN (TABLE key UNION ALL TABLE fresh) AS held ON held.job_id = p.child
+  WHERE {BETWEEN} AND j.id = p.id AND (held.job_id IS NOT NULL OR (p.dedupe_key IS NULL AND NOT p.other))
   RETURNING j.id, j.type, j.tier, j.state
 ), child AS (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
     idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, due_at, expires_at, root, replay_of,
     begun, reference, trace)
-  SELECT p.child, p.type, p.tier_id, p.priority, p.version, p.payload, p.request_hash, p.dedupe_key,
-    p.idempotency_key, p."group", p.max_attempts, p.promise, p.now, p.now, p.now,
-    p.now + make_interval(secs => p.max_age_seconds), p.root, p.id, p.begun, p.reference, p.trace
+  SELECT p.child, p.type, p.tier_id, p.priority, p.version, coalesce(%(payload)s::json, p.payload),
+    coalesce(decode(%(request_hash)s, 'hex'), p.request_hash), coalesce(%(key)s, p.dedupe_key),
+    CASE WHEN p.other THEN {idempotency_key("p.type", "%(key)s::text")} ELSE p.idempotency_key END,
+    p."group", p.max_attempts, p.promise, p.now, p.now, p.now, p.now + make_interval(secs => p.max_age_seconds),
+    CASE WHEN p.other THEN p.child ELSE p.root END, p.id, CASE WHEN p.other THEN 0 ELSE p.begun END,
+    CASE WHEN p.other THEN NULL ELSE p.reference END, p.trace
   FROM parent p JOIN marked ON marked.id = p.id
   RETURNING id, type, tier, accepted_at
 ), moved AS (
@@ -121,7 +143,13 @@ def close_dead_letters(ids: Sequence[UUID], *, resolution: str, by: str) -> set[
     return {row[0] for row in rows}
 
 
-def replay(job_id: UUID, *, by: str) -> UUID | None:
-    """Accept the child of a dead, expired or cancelled job; None when somebody was faster or its key moved on."""
-    rows = execute(REPLAY, {**named([job_id]), "by": by})
+def replay(job_id: UUID, *, by: str, edit: Edit | None = None) -> UUID | None:
+    """Accept the child of a dead, expired or cancelled job; None when somebody was faster or its key is another's."""
+    params = {
+        "by": by,
+        "payload": edit.payload if edit else None,
+        "request_hash": edit.request_hash if edit else None,
+        "key": edit.dedupe_key if edit else None,
+    }
+    rows = execute(REPLAY, {**named([job_id]), **params})
     return rows[0][0] if rows else None

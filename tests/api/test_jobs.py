@@ -9,8 +9,10 @@ import pytest
 from django.db import connection
 
 from jobsboard.api import listing
+from queues import contracts
 from queues.models import AuditEntry, Job
 from tests.api.conftest import Api, problem
+from tests.factories import sql
 
 NO_JOB = "00000000-0000-7000-8000-000000000000"
 
@@ -144,11 +146,50 @@ def test_replay(api: Api, path: str) -> None:
     problem(api.post(f"/{path}/{child['id']}/replay", {"reason": "open"}), 409, "not_replayable")
 
 
-def test_edited_replay_is_refused_openly(api: Api) -> None:
+def test_an_edited_replay_says_what_it_changed(api: Api) -> None:
     job_id = _dead(api)
-    changes: list[dict[str, Any]] = [{"payload": {}}, {"dedupe_key": "x"}]
-    for change in changes:
-        problem(api.post(f"/jobs/{job_id}/replay", {"reason": "x", **change}), 501, "edited_replay_unsupported")
+    before = api.get(f"/jobs/{job_id}").json()
+    response = api.post(f"/jobs/{job_id}/replay", {"reason": "typo", "payload": {**before["payload"], "extra": 1}})
+    assert response.status_code == 201, response.content
+    child = response.json()
+    assert child["payload"] == {**before["payload"], "extra": 1}
+    assert (child["idempotency_key"], child["dedupe_key"], child["root"]) == (
+        before["idempotency_key"], before["dedupe_key"], job_id,
+    )  # fmt: skip
+    assert child["notes"] == ["The provider gets the same idempotency key with another body; some refuse that."]
+    assert api.get(f"/jobs/{job_id}").json()["payload"] == before["payload"]
+    entry = AuditEntry.objects.get(action="job.replayed")
+    assert entry.after == {"replayed_by": child["id"], "changed": {"/extra": [None, 1]}}
+
+
+def test_a_replay_under_another_key_is_another_job(api: Api) -> None:
+    job_id = _dead(api)
+    before = api.get(f"/jobs/{job_id}").json()
+    child = api.post(f"/jobs/{job_id}/replay", {"reason": "again", "dedupe_key": "other-1"}).json()
+    assert (child["dedupe_key"], child["root"], child["replay_of"]) == ("other-1", child["id"], job_id)
+    assert child["idempotency_key"] != before["idempotency_key"]
+    assert child["maybe_duplicate"] is False
+    # The new key has its job now; a second dead letter cannot take it, and is left as it was.
+    second = _dead(api)
+    problem(api.post(f"/jobs/{second}/replay", {"reason": "x", "dedupe_key": "other-1"}), 409, "dedupe_conflict")
+    assert api.get(f"/jobs/{second}").json()["replayed_by"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"payload": []}, 422, "contract_violation"),
+        ({"dedupe_key": "a b"}, 400, "dedupe_key_invalid"),
+        ({"payload": {"amount": "[redacted]"}}, 422, "redacted_value"),
+        ({"payload": {"a": 1}, "other": 1}, 422, "invalid_request"),
+    ],
+)
+def test_a_bad_edit_replays_nothing(api: Api, change: dict[str, Any], status: int, code: str) -> None:
+    job_id = _dead(api)
+    sql('UPDATE queues_jobtype SET schema = \'{"type": "object"}\'')
+    contracts.forget()
+    problem(api.post(f"/jobs/{job_id}/replay", {"reason": "x", **change}), status, code)
+    assert api.get(f"/jobs/{job_id}").json()["replayed_by"] is None
 
 
 def test_cancel_dead_letter(api: Api) -> None:

@@ -18,7 +18,7 @@ from tests.board.conftest import ClientOf, bury
 from tests.factories import accept, claim, confirmed, failed, fold_all, get, make_type, set_columns, state_counts
 
 S = JobState
-WAIT = {"verdict": Verdict.AWAITING, "reference": "crm_1", "confirm_in": 300.0, "act_in": 300.0}
+WAIT: Any = {"verdict": Verdict.AWAITING, "reference": "crm_1", "confirm_in": 300.0, "act_in": 300.0}
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +202,7 @@ def test_a_confirmation_goes_to_the_newest_replay(operator: Client) -> None:
         ({"reason": "x" * 1_001}, "At most 1,000 characters."),
     ],
 )
-def test_what_is_refused_says_so_and_keeps_what_was_typed(operator: Client, given: dict[str, str], words: str) -> None:
+def test_what_is_refused_says_so_and_keeps_what_was_typed(operator: Client, given: dict[str, Any], words: str) -> None:
     job = job_in(S.AWAITING_CONFIRMATION)
     response = say(operator, job, **given)
     assert error(response) == (422, words)
