@@ -4,13 +4,14 @@ What it does to a job is decided by the row (`lifecycle.confirm`). A finish and 
 commits, and then looks for the other; the scheduler looks again for both.
 """
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import DataError, IntegrityError, connection, transaction
 
 from queues import actions, audit, contracts, lifecycle, retry
 from queues.actions import JobNotFound
@@ -30,6 +31,8 @@ __all__ = [
     "by_token",
     "confirm_job",
 ]
+
+log = logging.getLogger(__name__)
 
 LINEAGE_MOST: Final = 1000
 """Replays that a piece of evidence follows; nobody replays one action so often."""
@@ -95,17 +98,22 @@ def by_provider(type: str, *, webhook_id: str, job_id: UUID | None, evidence: Ev
         raise JobNotFound(str(job_id))
     # Written and committed first, then looked for: a finish that we do not see yet will see this row.
     callback = _remember(type, webhook_id, job_id, evidence)
-    if callback is None:
-        known = Callback.objects.filter(type=type, webhook_id=webhook_id).first()
-        if known is None or known.applied_at is not None:
-            return Outcome(job_id=known.job_id if known else job_id, applied=Applied.DUPLICATE, state=None)
-        callback = known.pk
-    return _apply_callbacks([callback]).get(callback) or Outcome(job_id=None, applied=Applied.PENDING, state=None)
+    outcome = _apply_callbacks([callback]).get(callback) if callback is not None else None
+    if outcome is not None:
+        return outcome
+    known = Callback.objects.filter(type=type, webhook_id=webhook_id).first()
+    if known is None or known.applied_at is not None:
+        return Outcome(job_id=known.job_id if known else job_id, applied=Applied.DUPLICATE, state=None)
+    again = _apply_callbacks([known.pk]).get(known.pk) if callback is None else None
+    return again or Outcome(job_id=None, applied=Applied.PENDING, state=None)
 
 
-def apply_pending(*, job_ids: Sequence[UUID] = (), limit: int = 500) -> int:
-    """Apply callbacks whose reference is known by now: of the named jobs, or any. Returns how many."""
-    return len(_apply_callbacks(_matched(job_ids, limit=limit)))
+def apply_pending(*, job_ids: Sequence[UUID] = (), within_seconds: float = KEEP_LEAST, limit: int = 500) -> int:
+    """Apply callbacks whose reference is known by now; returns how many. A job is named by what awaits its proof.
+
+    Without `job_ids`: those of which the callback or the reference was written in the last `within_seconds`.
+    """
+    return len(_apply_callbacks(_matched(job_ids, within_seconds=within_seconds, limit=limit)))
 
 
 _REMEMBER: Final = """
@@ -117,10 +125,16 @@ SELECT %(type)s, %(webhook_id)s, %(job_id)s, %(ref)s, %(outcome)s, %(run)s, %(re
 ON CONFLICT (type, webhook_id) DO NOTHING RETURNING id
 """
 _MATCHED: Final = """
-SELECT c.id FROM queues_callback c WHERE c.applied_at IS NULL AND c.keep_until > jobs_now() AND (c.job_id IS NOT NULL
-  OR EXISTS (SELECT FROM queues_jobreference r WHERE r.type = c.type AND r.ref = c.ref
-    AND hashtextextended(r.ref, 0) = hashtextextended(c.ref, 0)))
-ORDER BY c.id LIMIT %(limit)s
+SELECT id FROM (
+  SELECT c.id FROM queues_callback c
+  WHERE c.applied_at IS NULL AND c.received_at > jobs_now() - make_interval(secs => %(within)s)
+    AND (c.job_id IS NOT NULL OR EXISTS (SELECT FROM queues_jobreference r WHERE r.type = c.type AND r.ref = c.ref
+      AND hashtextextended(r.ref, 0) = hashtextextended(c.ref, 0)))
+  UNION
+  SELECT c.id FROM queues_jobreference r JOIN queues_callback c ON c.type = r.type AND c.ref = r.ref
+    AND hashtextextended(c.ref, 0) = hashtextextended(r.ref, 0)
+  WHERE r.at > jobs_now() - make_interval(secs => %(within)s) AND c.applied_at IS NULL AND c.job_id IS NULL
+) AS found ORDER BY id LIMIT %(limit)s
 """
 _MATCHED_JOBS: Final = """
 SELECT c.id FROM queues_jobreference r JOIN queues_callback c ON c.type = r.type AND c.ref = r.ref
@@ -153,37 +167,49 @@ def _remember(name: str, webhook_id: str, job_id: UUID | None, evidence: Evidenc
     return None if row is None else int(row[0])
 
 
-def _matched(job_ids: Sequence[UUID], *, limit: int) -> list[int]:
+def _matched(job_ids: Sequence[UUID], *, within_seconds: float, limit: int) -> list[int]:
+    params = {"ids": list(job_ids), "limit": limit, "within": within_seconds}
     with connection.cursor() as cursor:
-        cursor.execute(_MATCHED_JOBS if job_ids else _MATCHED, {"ids": list(job_ids), "limit": limit})
+        cursor.execute(_MATCHED_JOBS if job_ids else _MATCHED, params)
         return [row[0] for row in cursor.fetchall()]
 
 
 def _apply_callbacks(ids: Sequence[int]) -> dict[int, Outcome]:
-    """Apply callbacks of the inbox, each with its mark in one transaction; what matches nothing stays."""
+    """Apply callbacks of the inbox; what matches nothing stays. One that fails keeps no other waiting."""
     done: dict[int, Outcome] = {}
     for number in ids:
-        with transaction.atomic():
-            callback = Callback.objects.select_for_update().filter(pk=number, applied_at=None).first()
-            target = None if callback is None else _target_of(callback)
-            if callback is None or target is None:
-                continue
-            job_id, run = target
-            evidence = Evidence(
-                outcome="confirmed" if callback.outcome == "confirmed" else "rejected",
-                ref=callback.ref or None,
-                detail=callback.detail,
-                retryable=callback.retryable,
-                run=run,
-            )
-            try:
-                outcome = _apply(job_id, evidence)
-            except JobNotFound:
-                # Pruned since: nothing is left that it could be about.
-                outcome = Outcome(job_id=job_id, applied=Applied.LATE, state=None)
-            _mark(number, outcome, job_id)
-        done[number] = outcome
+        try:
+            outcome = _apply_callback(number)
+        except (DataError, IntegrityError):
+            log.exception("callback %d cannot be applied", number)
+            continue
+        if outcome is not None:
+            done[number] = outcome
     return done
+
+
+def _apply_callback(number: int) -> Outcome | None:
+    """Apply one callback, with its mark in one transaction."""
+    with transaction.atomic():
+        callback = Callback.objects.select_for_update().filter(pk=number, applied_at=None).first()
+        target = None if callback is None else _target_of(callback)
+        if callback is None or target is None:
+            return None
+        job_id, run = target
+        evidence = Evidence(
+            outcome="confirmed" if callback.outcome == "confirmed" else "rejected",
+            ref=callback.ref or None,
+            detail=callback.detail,
+            retryable=callback.retryable,
+            run=run,
+        )
+        try:
+            outcome = _apply(job_id, evidence)
+        except JobNotFound:
+            # Pruned since: nothing is left that it could be about.
+            outcome = Outcome(job_id=job_id, applied=Applied.LATE, state=None)
+        _mark(number, outcome, job_id)
+        return outcome
 
 
 def _mark(number: int, outcome: Outcome, job_id: UUID) -> None:
@@ -213,8 +239,10 @@ def _apply(job_id: UUID, evidence: Evidence, *, by: str | None = None) -> Outcom
     first: Proven | None = None
     fence = evidence.run
     for _ in range(LINEAGE_MOST):
-        found = lifecycle.confirm([_proof(job_id, evidence, fence=fence, by=by)])
+        root = first.root if first else None
+        found = lifecycle.confirm([_proof(job_id, evidence, fence=fence, by=by, root=root)])
         if not found:
+            # Not there; or replayed under another key, which is another action.
             break
         proven = found[0]
         first = first or proven
@@ -226,7 +254,7 @@ def _apply(job_id: UUID, evidence: Evidence, *, by: str | None = None) -> Outcom
     return Outcome(job_id=first.id, applied=first.applied, state=first.state)
 
 
-def _proof(job_id: UUID, evidence: Evidence, *, fence: int | None, by: str | None) -> Proof:
+def _proof(job_id: UUID, evidence: Evidence, *, fence: int | None, by: str | None, root: UUID | None) -> Proof:
     retry_in = _delay(job_id) if evidence.outcome == "rejected" and evidence.retryable else 0.0
     return Proof(
         id=job_id,
@@ -238,6 +266,7 @@ def _proof(job_id: UUID, evidence: Evidence, *, fence: int | None, by: str | Non
         fence=fence,
         retry_in=retry_in,
         by=by,
+        root=root,
     )
 
 

@@ -90,7 +90,7 @@ def awaited(job: Job, contract: Contract | None) -> Awaited | None:
     if job.state != JobState.AWAITING_CONFIRMATION:
         return None
     called = contract is not None and contract.success == "callback"
-    polled = contract is not None and (not called or contract.on_unconfirmed == "check_again")
+    polled = job.polled
     again = contract is not None and contract.on_unconfirmed == "retry" and job.attempt < job.attempt_limit
     until = job.confirm_by or job.expires_at
     ahead = job.due_at if polled and job.due_at is not None and job.due_at < until else None
@@ -99,8 +99,8 @@ def awaited(job: Job, contract: Contract | None) -> Awaited | None:
         until=until,
         then="another attempt follows" if again else "it becomes a dead letter",
         next_check=ahead,
-        unanswered=job.checks if polled else 0,
-        asked_before=contract is not None and bool(job.checks or _waited_for_more(job, contract)),
+        unanswered=job.check_failures + job.checks if polled else 0,
+        asked_before=contract is not None and bool(job.check_failures or job.checks or _waited_for_more(job, contract)),
     )
 
 

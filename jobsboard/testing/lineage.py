@@ -73,7 +73,7 @@ class Lineage:
             lease_seconds=15,
             root=self.root,
             reference=None,
-            checks=0,
+            check_failures=0,
         )
 
     def lose(self) -> None:

@@ -4,6 +4,7 @@ What a run, a check or a sweep decides is the runtime's and the lifecycle's; her
 """
 
 import datetime as dt
+import itertools
 import logging
 from collections.abc import Iterable
 from functools import partial
@@ -129,12 +130,14 @@ class _Pending:
 
     def _ask_checks(self) -> bool:
         asked = 0
-        for job_id in self._ours(row[0] for row in lifecycle.due_checks(limit=_BATCH)):
-            for due in lifecycle.claim_checks([job_id]):
+        names = list(self._all.filter(polled=True).values_list("type", flat=True).distinct())
+        due = lifecycle.due_checks([(name, _BATCH) for name in names])
+        for job_id, _ in itertools.chain.from_iterable(due.values()):
+            for claimed in lifecycle.claim_checks([job_id]):
                 asked += 1
                 self._count(job_id)
                 with session():
-                    end = checks.poll(due)
+                    end = checks.poll(claimed)
                 lifecycle.finish_checks([end])
         return asked > 0
 

@@ -4,7 +4,7 @@ Nobody else writes `queues_job` or `queues_dedupekey`; `tests/test_architecture.
 """
 
 from queues.lifecycle.accept import Accepted, Holder, NewJob, count_duplicates, holders, insert, let_go
-from queues.lifecycle.check import CheckEnd, DueCheck, claim_checks, due_checks, finish_checks
+from queues.lifecycle.check import CheckEnd, DueCheck, asked_checks, claim_checks, due_checks, finish_checks
 from queues.lifecycle.claim import (
     Due,
     Run,
@@ -27,9 +27,10 @@ from queues.lifecycle.sweep import expire, give_up_waiting, lost, overdue, rescu
 
 __all__ = [
     "STAY_MOST", "Accepted", "Applied", "Cancelled", "CheckEnd", "Due", "DueCheck", "Edit", "End", "Holder", "Look",
-    "NewJob", "Proof", "Proven", "Run", "RunInfo", "Swap", "Verdict", "cancel", "cancelled", "claim", "claim_checks",
-    "claimed_by", "close_dead_letters", "confirm", "count_duplicates", "count_superseded", "due_checks", "expire",
-    "find_step", "finish_checks", "fold", "give_up_waiting", "heartbeat", "holders", "holding", "insert", "keep_step",
-    "let_go", "lost", "overdue", "prunable_days", "prune_callbacks", "prune_day", "replay", "rescue", "retry_now",
-    "runs", "set_progress", "settle", "stageable", "stale", "swap_day", "touch_board",
+    "NewJob", "Proof", "Proven", "Run", "RunInfo", "Swap", "Verdict", "asked_checks", "cancel", "cancelled", "claim",
+    "claim_checks", "claimed_by", "close_dead_letters", "confirm", "count_duplicates", "count_superseded",
+    "due_checks", "expire", "find_step", "finish_checks", "fold", "give_up_waiting", "heartbeat", "holders",
+    "holding", "insert", "keep_step", "let_go", "lost", "overdue", "prunable_days", "prune_callbacks", "prune_day",
+    "replay", "rescue", "retry_now", "runs", "set_progress", "settle", "stageable", "stale", "swap_day",
+    "touch_board",
 ]  # fmt: skip

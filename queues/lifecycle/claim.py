@@ -33,7 +33,7 @@ class Run:
     lease_seconds: int
     root: UUID
     reference: str | None
-    checks: int
+    check_failures: int
 
 
 # Locked in id order; a row that somebody else has locked is somebody else's, the stage comes again for it.
@@ -50,7 +50,7 @@ WITH hit AS MATERIALIZED (
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.fence, j.type, j.contract_version, j.attempt, j.begun, j.payload::text, j.idempotency_key,
     j."group", j.accepted_at, j.expires_at, j.failures, j.probe, j.trace, h.lease_seconds, h.was, j.tier, j.started_at,
-    j.root, j.reference, j.checks
+    j.root, j.reference, j.check_failures
 ), counted AS ({
     delta(
         (EPOCH, "'open.' || m.was", "-1", "-1"),
@@ -60,17 +60,19 @@ WITH hit AS MATERIALIZED (
 })
 SELECT id, fence, type, contract_version, attempt, begun, payload, idempotency_key, "group",
   extract(epoch FROM accepted_at)::float8, extract(epoch FROM expires_at)::float8, failures::text, probe, trace::text,
-  lease_seconds, root, reference, checks
+  lease_seconds, root, reference, check_failures
 FROM moved ORDER BY id
 """
 
+# Never less than the lease that the run was claimed with: its next beat keeps to that one.
 HEARTBEAT = f"""
-WITH item AS (SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fence)),
-hit AS (
-  SELECT j.id FROM queues_job j JOIN item i ON i.id = j.id AND i.fence = j.fence
+WITH item AS (
+  SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[], %(leases)s::float8[]) AS i (id, fence, lease)
+), hit AS (
+  SELECT j.id, i.lease FROM queues_job j JOIN item i ON i.id = j.id AND i.fence = j.fence
   WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing' ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 )
-UPDATE queues_job j SET due_at = jobs_clock() + make_interval(secs => c.lease_seconds)
+UPDATE queues_job j SET due_at = jobs_clock() + make_interval(secs => greatest(hit.lease, c.lease_seconds))
 FROM hit, queues_jobtype c WHERE {BETWEEN} AND j.id = hit.id AND c.name = j.type
 RETURNING j.id, j.fence, j.cancel_requested
 """
@@ -144,10 +146,11 @@ def claim(ids: Sequence[UUID], *, worker: str) -> list[Run]:
     return [Run(*row) for row in rows]
 
 
-def heartbeat(runs: Sequence[tuple[UUID, int]]) -> dict[tuple[UUID, int], bool]:
-    """Extend the leases of (id, fence) pairs in hand. Shape: the pairs that still hold → cancel requested."""
-    ids, fences = [run[0] for run in runs], [run[1] for run in runs]
-    return {(i, fence): cancel for i, fence, cancel in execute(HEARTBEAT, {**named(ids), "fences": fences})}
+def heartbeat(runs: Sequence[tuple[UUID, int, float]]) -> dict[tuple[UUID, int], bool]:
+    """Extend the leases of (id, fence, lease seconds) in hand. Shape: the pairs that still hold → cancel requested."""
+    ids = [run[0] for run in runs]
+    params = {**named(ids), "fences": [run[1] for run in runs], "leases": [run[2] for run in runs]}
+    return {(i, fence): cancel for i, fence, cancel in execute(HEARTBEAT, params)}
 
 
 def claimed_by(ids: Sequence[UUID], *, worker: str) -> list[tuple[UUID, int]]:

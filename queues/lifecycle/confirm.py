@@ -30,14 +30,16 @@ class Applied(StrEnum):
     CONTRADICTION = "contradiction"
     """A rejection of what is confirmed: kept and counted, nothing changed."""
     SUPERSEDED = "superseded"
-    """A rejection of a run that is no longer the newest; kept, nothing changed."""
+    """A rejection of a run that is no longer the newest, or of nobody knows which; kept, nothing changed."""
     PENDING = "pending"
     """Its reference matches no job so far: in the inbox."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """One piece of evidence about one job. `fence` None means its current run. Units: `retry_in` in seconds."""
+    """One piece of evidence about one job. `fence` None means its current run; with `root` it counts for a job of that
+    lineage only. Units: `retry_in` in seconds.
+    """
 
     id: UUID
     positive: bool
@@ -48,6 +50,7 @@ class Proof:
     fence: int | None = None
     retry_in: float = 0.0
     by: str | None = None
+    root: UUID | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,7 @@ class Proven:
     applied: Applied
     state: JobState
     replayed_by: UUID | None
+    root: UUID
 
 
 NOTES_KEPT = 20
@@ -70,17 +74,17 @@ _STORY = """jsonb_build_object('error_class', 'Rejected',
 CONFIRM = f"""
 WITH item AS (
   SELECT * FROM json_to_recordset(%(proofs)s::json) AS i (id uuid, positive boolean, kind text, ref text, detail text,
-    retryable boolean, fence integer, retry_in float8, by text)
+    retryable boolean, fence integer, retry_in float8, by text, root uuid)
 ), hit AS MATERIALIZED (
-  SELECT i.*, j.state AS was, now.at AS now, coalesce(i.fence, j.fence) AS run,
-    (SELECT c.id FROM queues_job c WHERE c.id = j.replayed_by AND c.root = j.root) AS replayed_by,
+  SELECT i.*, j.state AS was, now.at AS now, coalesce(i.fence, j.fence) AS run, j.replayed_by, j.root AS lineage,
     j.evidence ->> 'ref' AS known, CASE
       WHEN i.positive THEN CASE
         WHEN {STATE} IN ('accepted', 'retrying', 'awaiting_confirmation') THEN 'confirmed'
         WHEN {STATE} = 'processing' AND j.evidence IS NULL THEN 'kept'
         WHEN {STATE} IN ('processing', 'confirmed') THEN 'duplicate'
         ELSE 'late' END
-      WHEN i.fence <> j.fence OR j.fence = 0 THEN 'superseded'
+      WHEN i.fence <> j.fence OR {STATE} = 'accepted' THEN 'superseded'
+      WHEN i.fence IS NULL AND i.kind = 'callback' AND j.begun > 1 THEN 'superseded'
       WHEN j.evidence IS NOT NULL THEN 'contradiction'
       WHEN (j.rejection ->> 'fence')::integer = j.fence THEN 'duplicate'
       WHEN {STATE} = 'processing' THEN 'kept'
@@ -88,7 +92,8 @@ WITH item AS (
         THEN CASE j.reason WHEN 'rejected' THEN 'duplicate' ELSE 'late' END
       WHEN i.retryable AND j.attempt < j.attempt_limit THEN 'retrying'
       ELSE 'rejected' END AS applied
-  FROM queues_job j JOIN item i ON i.id = j.id CROSS JOIN (SELECT jobs_clock() AS at) AS now
+  FROM queues_job j JOIN item i ON i.id = j.id AND coalesce(i.root, j.root) = j.root
+  CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[])
   ORDER BY j.id FOR UPDATE OF j
 ), told AS (
@@ -111,6 +116,7 @@ WITH item AS (
       WHEN h.applied = 'retrying' AND h.was = 'awaiting_confirmation' THEN h.now + make_interval(secs => h.retry_in)
       ELSE j.due_at END,
     confirm_by = CASE WHEN h.applied IN ('confirmed', 'rejected', 'retrying') THEN NULL ELSE j.confirm_by END,
+    polled = j.polled AND h.applied NOT IN ('confirmed', 'rejected', 'retrying'),
     settled_at = CASE WHEN h.applied IN ('confirmed', 'rejected') THEN h.now ELSE j.settled_at END,
     failures = CASE WHEN h.applied IN ('rejected', 'retrying') THEN
       {with_failure(_STORY)} ELSE j.failures END,
@@ -133,11 +139,15 @@ counted AS ({delta(*SETTLED_ROWS)}), noted AS (
     CASE applied WHEN 'late' THEN 'late_evidence' ELSE 'contradictions' END, -1, 1, 0
   FROM changed WHERE applied IN ('late', 'contradiction')
 )
-SELECT t.id, t.applied, coalesce(c.state, t.was), t.replayed_by FROM told t LEFT JOIN changed c ON c.id = t.id
+SELECT t.id, t.applied, coalesce(c.state, t.was), t.replayed_by, t.lineage
+FROM told t LEFT JOIN changed c ON c.id = t.id
 """
 
 
 def confirm(proofs: Sequence[Proof]) -> list[Proven]:
     """Apply evidence, at most one piece for each job. A job that does not come back is not there."""
     rows = execute(CONFIRM, {**named([proof.id for proof in proofs]), "proofs": records(proofs)})
-    return [Proven(id=i, applied=Applied(a), state=JobState(s), replayed_by=r) for i, a, s, r in rows]
+    return [
+        Proven(id=i, applied=Applied(applied), state=JobState(state), replayed_by=child, root=root)
+        for i, applied, state, child, root in rows
+    ]

@@ -1,4 +1,4 @@
-"""Remove what nobody needs any more; what may go and how is in migration 0004, when is `queues.scheduler.prune`'s."""
+"""Remove what nobody needs any more; what may go and how is in migration 0005, when is `queues.scheduler.prune`'s."""
 
 import datetime as dt
 from collections.abc import Sequence

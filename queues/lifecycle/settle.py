@@ -30,7 +30,7 @@ class End:
     """The end of one run. `failure` is {error_class, message, traceback}, redacted already.
 
     Of an awaited proof: `confirm_in` are the seconds to its deadline (None: until max age), `act_in` those to the next
-    check or the deadline, whichever is first.
+    check or the deadline, whichever is first; `polled` says that a check is asked.
     """
 
     id: UUID
@@ -47,6 +47,7 @@ class End:
     reference: str | None = None
     confirm_in: float | None = None
     act_in: float | None = None
+    polled: bool = False
 
 
 FAILURES_KEPT = 20
@@ -100,7 +101,7 @@ _SETTLE = f"""
 WITH item AS (
   SELECT * FROM json_to_recordset(%(ends)s::json) AS i (id uuid, fence integer, verdict text, evidence jsonb,
     result jsonb, reason text, retry_in float8, failure jsonb, fingerprint text, seconds float8, on_stale text,
-    reference text, confirm_in float8, act_in float8)
+    reference text, confirm_in float8, act_in float8, polled boolean)
 ), hit AS MATERIALIZED (
   SELECT i.*, j.state AS was, now.at AS now, j.rejection AS refusal, CASE
       WHEN i.verdict = 'confirmed' OR j.evidence IS NOT NULL THEN 'confirmed'
@@ -138,8 +139,10 @@ WITH item AS (
     resolution = CASE WHEN h.state IN ('dead', 'expired', 'cancelled') THEN 'open' END,
     attempt = j.attempt - h.given_back::integer,
     begun = j.begun - h.given_back::integer,
-    checks = CASE h.verdict WHEN 'put_off' THEN j.checks + 1 ELSE 0 END,
-    alone = false,
+    checks = 0,
+    check_failures = CASE h.verdict WHEN 'put_off' THEN least(j.check_failures + 1, 1000) ELSE 0 END,
+    polled = h.polled AND h.state = 'awaiting_confirmation',
+    alone = j.alone AND h.given_back,
     reference = coalesce(h.reference, j.reference),
     confirm_by = CASE h.state WHEN 'awaiting_confirmation' THEN h.confirm_by END,
     due_at = CASE h.state WHEN 'accepted' THEN h.now WHEN 'retrying' THEN h.now + make_interval(secs => h.retry_in)
@@ -153,7 +156,7 @@ WITH item AS (
   FROM told h WHERE {BETWEEN} AND j.id = h.id AND h.was = 'processing'
   RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at,
     j.window_seconds, h.verdict, h.given_back, h.seconds, j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort,
-    h.was, h.reference
+    h.was
 ), counted AS ({
     delta(
         *SETTLED_ROWS,
@@ -164,12 +167,14 @@ WITH item AS (
 SELECT id, fence, state FROM moved
 """
 SETTLE = _SETTLE.replace("REFERENCES", "")
-# Which run a reference names: kept beside the row, which only knows the newest one, since an older run's proof counts.
+# Which run a reference names: kept beside the row, which only knows the newest one, since an older run's proof counts,
+# and that of a run whose end came too late.
 SETTLE_REFERRED = _SETTLE.replace(
     "REFERENCES",
     """, referred AS (
   INSERT INTO queues_jobreference (type, ref, job_id, fence, at)
-  SELECT m.type, m.reference, m.id, m.fence, m.finished_at FROM moved m WHERE m.reference IS NOT NULL
+  SELECT j.type, i.reference, i.id, i.fence, jobs_clock() FROM item i JOIN queues_job j ON j.id = i.id
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND i.fence <= j.fence AND i.reference IS NOT NULL
 )""",
 )
 

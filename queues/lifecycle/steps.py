@@ -20,9 +20,10 @@ KEEP = f"""
 WITH kept AS (
   INSERT INTO queues_stepresult (root, name, job_id, fence, result, at)
   VALUES (%(root)s, %(name)s, %(id)s, %(fence)s, %(result)s::jsonb, jobs_clock())
-  ON CONFLICT (root, name) DO NOTHING
+  ON CONFLICT (root, name) DO UPDATE SET name = excluded.name
+  RETURNING result
 )
-SELECT {_HOLDS}
+SELECT {_HOLDS}, (SELECT result::text FROM kept)
 """
 
 PROGRESS = f"""
@@ -43,10 +44,13 @@ def find_step(job_id: UUID, fence: int, *, root: UUID, name: str) -> tuple[bool,
     return holds, found, None if result is None else msgspec.json.decode(result)
 
 
-def keep_step(job_id: UUID, fence: int, *, root: UUID, name: str, result: str) -> bool:
-    """Keep what a step returned (JSON); the first one counts. Returns whether the run still holds its job."""
+def keep_step(job_id: UUID, fence: int, *, root: UUID, name: str, result: str) -> tuple[bool, Any]:
+    """Keep what a step returned (JSON). Returns whether the run still holds its job, and the result that counts: the
+    first one that was kept.
+    """
     params = {"ids": uuids([job_id]), "id": job_id, "fence": fence, "root": root, "name": name, "result": result}
-    return bool(execute(KEEP, params)[0][0])
+    holds, kept = execute(KEEP, params)[0]
+    return holds, msgspec.json.decode(kept)
 
 
 def set_progress(job_id: UUID, fence: int, *, share: float, text: str) -> bool:

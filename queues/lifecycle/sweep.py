@@ -13,9 +13,12 @@ POLICY = """
   LEFT JOIN queues_jobtype c ON c.name = j.type
   LEFT JOIN queues_contractrevision r ON r.job_type_id = j.type AND r.version = j.contract_version
 """
-_LOST_STORY = """jsonb_build_object('error_class', 'WorkerLost',
-      'message', 'the process that ran this job is gone; whether the work happened is not known')"""
-_UNCONFIRMED_STORY = """jsonb_build_object('error_class', 'Unconfirmed',
+REFUSED = f"({REJECTED} AND NOT (j.rejection ->> 'retryable')::boolean)"
+_LOST_STORY = f"""CASE WHEN {REFUSED} THEN jsonb_build_object('error_class', 'Rejected',
+      'message', coalesce(nullif(j.rejection ->> 'detail', ''), 'the outside world rejected the work'))
+    ELSE jsonb_build_object('error_class', 'WorkerLost',
+      'message', 'the process that ran this job is gone; whether the work happened is not known') END"""
+UNCONFIRMED_STORY = """jsonb_build_object('error_class', 'Unconfirmed',
       'message', 'the handler returned, and no proof came in time')"""
 
 LOST = "SELECT id FROM queues_job WHERE state = 'processing' AND due_at < jobs_now() ORDER BY due_at LIMIT %(limit)s"
@@ -28,12 +31,12 @@ hit AS MATERIALIZED (
   SELECT j.id, j.alone, now.at AS now, CASE
       WHEN j.evidence IS NOT NULL THEN 'confirmed'
       WHEN j.cancel_requested THEN 'cancelled'
-      WHEN {REJECTED} THEN CASE WHEN (j.rejection ->> 'retryable')::boolean THEN 'retrying' ELSE 'dead' END
+      WHEN {REFUSED} THEN 'dead'
       WHEN coalesce(r.fields ->> 'on_worker_lost', c.on_worker_lost) = 'dead' THEN 'dead'
       WHEN %(blame)s AND j.crashes + j.alone::integer
         >= coalesce((r.fields ->> 'poison_after')::integer, c.poison_after, 3) THEN 'dead'
       ELSE 'retrying' END AS state,
-    CASE WHEN {REJECTED} THEN 'rejected' ELSE 'poison' END AS why
+    CASE WHEN {REFUSED} THEN 'rejected' ELSE 'poison' END AS why
   FROM queues_job j {POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing'
     AND (j.due_at < jobs_now() OR (j.id, j.fence) IN (SELECT id, fence FROM named))
@@ -46,7 +49,8 @@ hit AS MATERIALIZED (
     settled_at = CASE WHEN h.state <> 'retrying' THEN h.now END,
     reason = CASE h.state WHEN 'dead' THEN h.why WHEN 'cancelled' THEN j.reason END,
     resolution = CASE WHEN h.state IN ('dead', 'cancelled') THEN 'open' END,
-    fingerprint = CASE h.state WHEN 'dead' THEN {fingerprint_of("WorkerLost")} ELSE j.fingerprint END,
+    fingerprint = CASE WHEN h.state <> 'dead' THEN j.fingerprint
+      WHEN h.why = 'rejected' THEN {fingerprint_of("Rejected")} ELSE {fingerprint_of("WorkerLost")} END,
     failures = {with_failure(_LOST_STORY)}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at, j.window_seconds,
@@ -82,10 +86,13 @@ SELECT id, state FROM moved
 CHECKS_LOST_MOST = 3
 """Checks in a row without any answer, beyond the attempts of the contract: such a check kills its worker."""
 
+# A job that is polled is not given up by the clock alone: the check that is due at its deadline has the last word.
+_WAITED_ENOUGH = f"""j.due_at <= jobs_now() AND CASE WHEN j.polled THEN j.checks >= j.attempt_limit + {CHECKS_LOST_MOST}
+    ELSE coalesce(j.confirm_by, j.expires_at) <= jobs_now() END"""
+
 OVERDUE = f"""
-SELECT id FROM queues_job WHERE state = 'awaiting_confirmation' AND due_at <= jobs_now()
-  AND (coalesce(confirm_by, expires_at) <= jobs_now() OR checks >= attempt_limit + {CHECKS_LOST_MOST})
-ORDER BY due_at LIMIT %(limit)s
+SELECT j.id FROM queues_job j WHERE j.state = 'awaiting_confirmation' AND {_WAITED_ENOUGH}
+ORDER BY j.due_at LIMIT %(limit)s
 """
 
 GIVE_UP = f"""
@@ -94,17 +101,16 @@ WITH hit AS MATERIALIZED (
       WHEN coalesce(r.fields ->> 'on_unconfirmed', c.on_unconfirmed) = 'retry' AND j.attempt < j.attempt_limit
         AND j.expires_at > now.at THEN 'retrying' ELSE 'dead' END AS state
   FROM queues_job j {POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
-  WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'awaiting_confirmation' AND j.due_at <= jobs_now()
-    AND (coalesce(j.confirm_by, j.expires_at) <= jobs_now() OR j.checks >= j.attempt_limit + {CHECKS_LOST_MOST})
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'awaiting_confirmation' AND {_WAITED_ENOUGH}
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
-  UPDATE queues_job j SET state = h.state, checks = 0, confirm_by = NULL,
+  UPDATE queues_job j SET state = h.state, checks = 0, check_failures = 0, polled = false, confirm_by = NULL,
     due_at = CASE h.state WHEN 'retrying' THEN h.now END,
     settled_at = CASE h.state WHEN 'dead' THEN h.now END,
     reason = CASE h.state WHEN 'dead' THEN 'unconfirmed' END,
     resolution = CASE h.state WHEN 'dead' THEN 'open' END,
     fingerprint = {fingerprint_of("Unconfirmed")},
-    failures = {with_failure(_UNCONFIRMED_STORY)}
+    failures = {with_failure(UNCONFIRMED_STORY)}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, 'awaiting_confirmation' AS was

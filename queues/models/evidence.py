@@ -36,6 +36,7 @@ class Callback(models.Model):
         constraints = [models.UniqueConstraint(fields=["type", "webhook_id"], name="one_callback_per_id")]
         indexes = [
             models.Index("type", _digest("ref"), name="callback_pending", condition=Q(applied_at=None)),
+            models.Index(fields=["received_at"], name="callback_recent", condition=Q(applied_at=None)),
             models.Index(fields=["keep_until"], name="callback_keep"),
         ]
 
@@ -56,6 +57,7 @@ class JobReference(models.Model):
         indexes = [
             models.Index("type", _digest("ref"), name="reference_by_ref"),
             models.Index(fields=["job_id"], name="reference_by_job"),
+            models.Index(fields=["at"], name="reference_recent"),
         ]
 
     def __str__(self) -> str:

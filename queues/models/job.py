@@ -81,7 +81,10 @@ class Job(models.Model):
     resolved_at = models.DateTimeField(null=True)
     resolved_by = models.CharField(max_length=150, null=True)  # noqa: DJ001 (null: nobody yet)
     erased_at = models.DateTimeField(null=True)
+    # Awaiting: whether a check is asked; its claims without any answer, and its answers in a row that were none.
+    polled = models.BooleanField(default=False)
     checks = models.SmallIntegerField(default=0)
+    check_failures = models.SmallIntegerField(default=0)
     reference = models.CharField(max_length=1000, null=True)  # noqa: DJ001 (null: none yet)
     # Evidence: {kind, ref, at, run}. Late evidence, a list: what came and could not count, {outcome, detail} beside it.
     # Rejection: {fence, ref, detail, retryable, at}, of the run that is still going on.

@@ -71,21 +71,22 @@ def poll(due: DueCheck) -> CheckEnd:
         contract = contracts.of_version(due.type, due.contract_version)
     except Exception as error:  # its contract cannot be read now; it is asked again
         told = story.of_error(error, type=due.type)
-        return _end(due, Finding(outcome="failed", told=told), next_in=CHECK_SECONDS, give_up=None)
+        return _end(due, Finding(outcome="failed", told=told), next_in=CHECK_SECONDS, otherwise="dead")
     check = find(contract)
-    if check is None:
-        missing = NoCheck(f"no check is registered for {due.type!r}, and its contract has no check_url")
-        finding = Finding(outcome="failed", told=story.of_error(missing, type=due.type))
-    else:
-        finding = ask(check, context_of(due), contract)
-    return _end(due, finding, next_in=_next(due, finding, contract), give_up=_give_up(due, finding, contract))
+    finding = missing(context_of(due)) if check is None else ask(check, context_of(due), contract)
+    otherwise = "retry" if contract.on_unconfirmed == "retry" else "dead"
+    return _end(due, finding, next_in=_next(due, finding, contract), otherwise=otherwise)
 
 
-def put_off_seconds(checks: int, finding: Finding, contract: Contract) -> float:
+def missing(context: JobContext) -> Finding:
+    """Say that this worker knows no check, though the contract wants one."""
+    error = NoCheck(f"no check is registered for {context.type!r}, and its contract has no check_url")
+    return Finding(outcome="failed", told=story.of_error(error, type=context.type))
+
+
+def put_off_seconds(failures: int, finding: Finding, contract: Contract) -> float:
     """Return how long an attempt waits whose check could not answer."""
-    if finding.wait is not None:
-        return finding.wait
-    return max(1.0, _backoff(checks + 1, contract))
+    return max(1.0, _backoff(failures + 1, contract) if finding.wait is None else finding.wait)
 
 
 def _next(due: DueCheck, finding: Finding, contract: Contract) -> float:
@@ -93,21 +94,13 @@ def _next(due: DueCheck, finding: Finding, contract: Contract) -> float:
     if due.waited > contract.confirm_within_seconds:
         wait = max(wait, min(due.waited * LESS_OFTEN, LONGEST_WAIT))
     if finding.outcome == "failed":
-        wait = max(wait, finding.wait or _backoff(due.checks, contract))
+        wait = max(wait, finding.wait or _backoff(due.check_failures + 1, contract))
     return max(1.0, wait)
 
 
-def _give_up(due: DueCheck, finding: Finding, contract: Contract) -> str | None:
-    """A check that does not answer is given up like an attempt, but not before the time that its proof has."""
-    tried = due.checks >= contract.max_attempts and due.waited >= contract.confirm_within_seconds
-    if finding.outcome != "failed" or not tried:
-        return None
-    return "retry" if contract.on_unconfirmed == "retry" else "dead"
-
-
-def _end(due: DueCheck, finding: Finding, *, next_in: float, give_up: str | None) -> CheckEnd:
-    # Of checks that fail in a row only the first and the last are told: the list of failures is short.
-    tell = finding.told is not None and (finding.outcome == "rejected" or due.checks == 1 or give_up is not None)
+def _end(due: DueCheck, finding: Finding, *, next_in: float, otherwise: str) -> CheckEnd:
+    # Of checks that fail in a row only the first is told: the list of failures is short.
+    tell = finding.outcome == "rejected" or due.check_failures == 0
     told = finding.told if tell else None
     return CheckEnd(
         id=due.id,
@@ -119,7 +112,7 @@ def _end(due: DueCheck, finding: Finding, *, next_in: float, give_up: str | None
         failure=told.failure if told else None,
         fingerprint=told.fingerprint if told else None,
         next_in=next_in,
-        give_up=give_up,
+        otherwise=otherwise,
     )
 
 

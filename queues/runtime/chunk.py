@@ -209,7 +209,7 @@ class Runner:
             # Written or given up: a lease that went on being renewed for nobody would be limbo.
             for end in ends:
                 chunk.slot.drop(end.id, end.fence)
-        _look_for_callbacks([end for end in ends if (end.id, end.fence) in written])
+        _look_for_callbacks(ends)
         missing = [(end.id, end.fence) for end in ends if (end.id, end.fence) not in written]
         if missing:
             log.warning("%d ends were superseded, first job %s fence %d", len(missing), *missing[0])

@@ -17,7 +17,7 @@ from queues.fingerprint import fingerprint
 from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, RunSuperseded
 from queues.lifecycle import End, Run, Verdict
 from queues.runtime import checks, limits, story
-from queues.states import Reason
+from queues.states import JobState, Reason
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +72,12 @@ def execute(run: Run, context: JobContext, *, begin: Callable[[float], None]) ->
 
 def _ask_first(run: Run, context: JobContext, contract: Contract, started: float) -> End | None:
     """Ask the world before a run that may repeat an effect. None: nothing is known, so run."""
-    check = checks.find(contract) if context.maybe_duplicate else None
-    if check is None:
+    if not context.maybe_duplicate:
         return None
-    finding = checks.ask(check, context, contract)
+    check = checks.find(contract)
+    if check is None and contract.success != "check":
+        return None
+    finding = checks.missing(context) if check is None else checks.ask(check, context, contract)
     seconds = time.perf_counter() - started
     if finding.outcome == "none":
         return None
@@ -90,12 +92,12 @@ def _ask_first(run: Run, context: JobContext, contract: Contract, started: float
             id=run.id, fence=run.fence, verdict=Verdict.FAILED, reason=Reason.REJECTED.value, seconds=seconds,
             failure=told.failure if told else None, fingerprint=told.fingerprint if told else None,
         )  # fmt: skip
-    first = run.checks == 0
+    first = run.check_failures == 0
     return End(
         id=run.id,
         fence=run.fence,
         verdict=Verdict.PUT_OFF,
-        retry_in=checks.put_off_seconds(run.checks, finding, contract),
+        retry_in=checks.put_off_seconds(run.check_failures, finding, contract),
         failure=told.failure if told and first else None,
         fingerprint=told.fingerprint if told and first else None,
         seconds=seconds,
@@ -113,12 +115,24 @@ def _run_atomic(run: Run, context: JobContext, contract: Contract, started: floa
     raised. If that commit arrived all the same, the end that follows from the exception finds the run ended.
     """
     with transaction.atomic():
+        _allow_idle(contract.hard_limit_seconds)
         end = _judge(run, _call(context, contract), contract, started)
         if end.verdict is Verdict.FAILED:
             raise _Undo(end)
-        if (run.id, run.fence) not in lifecycle.settle([end]):
+        state = lifecycle.settle([end]).get((run.id, run.fence))
+        if state is None:
             raise RunSuperseded(f"job {run.id}: run {run.fence} is no longer the job's; its writes are rolled back")
+        if state not in (JobState.CONFIRMED, JobState.AWAITING_CONFIRMATION):
+            # Cancelled or rejected meanwhile: the same end is written again, without the writes.
+            raise _Undo(end)
     return end
+
+
+def _allow_idle(hard_limit: int) -> None:
+    """Let a handler that works outside the database keep its transaction as long as its contract lets it run."""
+    if hard_limit:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, true)", [f"{hard_limit + 5}s"])
 
 
 def _left_open(connection: BaseDatabaseWrapper) -> bool:
@@ -185,6 +199,9 @@ def _awaiting(run: Run, contract: Contract, *, ref: str | None, result: Any, sec
         reference=ref,
         confirm_in=None if again else float(contract.confirm_within_seconds),
         act_in=float(contract.check_every_seconds if polled else contract.confirm_within_seconds),
+        polled=polled or again,
+        # In case that a rejection waits in the row.
+        retry_in=_delay(run, contract),
         seconds=seconds,
     )
 
@@ -247,6 +264,9 @@ def _final_reason(run: Run, error: BaseException, contract: Contract | None) -> 
         return Reason.PERMANENT_ERROR.value
     if isinstance(error, handlers.Rejected):
         return Reason.REJECTED.value
+    if isinstance(error, handlers.StepInvalid):
+        # Its step was done, perhaps: another attempt would do it again, and fail again.
+        return Reason.PERMANENT_ERROR.value
     if contract is None:
         return None
     last = run.attempt >= contract.max_attempts

@@ -181,7 +181,7 @@ class Heart:
 
     def _renew(self, due: list[Held]) -> None:
         asked_at = now()
-        kept = lifecycle.heartbeat([run.pair for run in due])
+        kept = lifecycle.heartbeat([(*run.pair, run.lease_seconds) for run in due])
         missing = [run for run in due if run.pair not in kept]
         # A row that somebody else has locked at this moment is skipped, and tried again at the next beat.
         locked = lifecycle.holding([run.pair for run in missing]) if missing else set()

@@ -43,10 +43,10 @@ class RunSteps:
             raise RunSuperseded(f"job {run.id}: run {run.fence} is no longer the job's; step {name!r} was not begun")
         if found:
             return result
-        text = encoded(name, function())
-        if not self._keep(name, text):
+        holds, kept = self._keep(name, encoded(name, function()))
+        if not holds:
             raise RunSuperseded(f"job {run.id}: run {run.fence} lost its lease during step {name!r}, which is kept")
-        return msgspec.json.decode(text)
+        return kept
 
     def progress(self, share: float, text: str) -> None:
         """Store how far the run is, at most once a second. Never an error: it is for those who watch."""
@@ -61,19 +61,18 @@ class RunSteps:
             connection.close()
             log.warning("job %s: its progress is not stored: %s", self._run.id, error)
 
-    def _keep(self, name: str, text: str) -> bool:
+    def _keep(self, name: str, text: str) -> tuple[bool, Any]:
         """Store what a step did. It has happened: a database that is away for a moment is waited for."""
-        run, pause = self._run, 0.1
-        for left in range(KEEP_TRIES - 1, -1, -1):
+        run, pause, tries = self._run, 0.1, 1
+        while True:
             try:
                 return lifecycle.keep_step(run.id, run.fence, root=run.root, name=name, result=text)
             except Error:
                 connection.close()
-                if not left:
+                if tries == KEEP_TRIES:
                     raise
                 threading.Event().wait(pause)
-                pause *= 2
-        return False
+                pause, tries = pause * 2, tries + 1
 
 
 def check_name(name: str) -> None:

@@ -1,18 +1,23 @@
 """What awaits its proof: publish due checks, end waits past their deadline, match callbacks that came early."""
 
 import datetime as dt
+import itertools
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
-from queues import broker, confirmation, contracts, lifecycle
+from queues import broker, confirmation, contracts, lifecycle, workers
+from queues.contracts import Contract
 
 BATCH: Final = 500
-CHECKS_MOST: Final = 200
-QUEUE_MOST: Final = 64
-"""With so many messages waiting, checks wait too: work goes first."""
+SLOTS_SHARE: Final = 4
+"""Of a queue's slots at most one in so many asks checks at a time: work goes first."""
 HINT_SECONDS: Final = 10.0
+LOOK_SECONDS: Final = 120.0
+"""How far back callbacks and references are matched again; the first time, as far as callbacks are kept."""
+_READ_EVERY: Final = 1.0
 
 
 def end_waits() -> bool:
@@ -21,44 +26,84 @@ def end_waits() -> bool:
     return bool(ids) and bool(lifecycle.give_up_waiting(ids)) and len(ids) == BATCH
 
 
-def match_callbacks() -> bool:
-    """Look again for the jobs of callbacks that matched none."""
-    return confirmation.apply_pending(limit=BATCH) == BATCH
+@dataclass
+class Matching:
+    """The service that looks again for what crossed. Its memory: whether it has caught up since its start."""
+
+    caught_up: bool = False
+
+    def run_once(self) -> bool:
+        """Look again for the jobs of callbacks that matched none."""
+        within = LOOK_SECONDS if self.caught_up else float(confirmation.KEEP_LEAST)
+        more = confirmation.apply_pending(within_seconds=within, limit=BATCH) == BATCH
+        self.caught_up = not more
+        return more
 
 
 @dataclass
 class Checks:
-    """The service's memory: which checks it sent a hint for, and when."""
+    """The service's memory: which checks it sent a hint for and that have not answered so far."""
 
-    sent: dict[UUID, tuple[float, dt.datetime]] = field(default_factory=dict)
+    sent: dict[UUID, tuple[str, float, dt.datetime]] = field(default_factory=dict)
+    """Job → (queue, when its hint was sent, the due time that it was sent for)."""
+    read_at: float = float("-inf")
+    active: bool = False
+    slots: Mapping[str, int] = field(default_factory=dict)
+    turn: int = 0
 
     def run_once(self) -> bool:
-        """Publish hints for checks that are due."""
-        horizon = time.monotonic() - HINT_SECONDS
-        self.sent = {job_id: was for job_id, was in self.sent.items() if was[0] > horizon}
-        due = lifecycle.due_checks(limit=CHECKS_MOST + len(self.sent))
-        fresh = [row for row in due if (was := self.sent.get(row[0])) is None or was[1] < row[2]][:CHECKS_MOST]
-        hints = self._with_room([(row[0], row[1]) for row in fresh])
-        if not hints or not broker.publish([(queue, [job_id]) for job_id, queue in hints], task=broker.CHECK_TASK):
+        """Publish hints for due checks, as many as may be under way. True: ask again soon, some wait for room."""
+        if time.monotonic() - self.read_at > _READ_EVERY:
+            self.active, self.slots = workers.is_first_scheduler(), workers.slots_by_queue()
+            self.read_at = time.monotonic()
+        if not self.active:
             return False
-        now, when = time.monotonic(), {row[0]: row[2] for row in fresh}
-        self.sent.update({job_id: (now, when[job_id]) for job_id, _ in hints})
-        return len(fresh) == CHECKS_MOST
-
-    @staticmethod
-    def _with_room(due: list[tuple[UUID, str]]) -> list[tuple[UUID, str]]:
-        """Return (job, queue) of checks whose queue is not full; a type that is gone has no queue."""
+        self._forget()
         current = contracts.all_current()
-        rooms: dict[str, int] = {}
-        hints: list[tuple[UUID, str]] = []
-        for job_id, name in due:
-            if name not in current:
-                continue
-            queue = current[name].queue
-            if queue not in rooms:
-                waiting = broker.depth(queue)
-                rooms[queue] = 0 if waiting is None else QUEUE_MOST - waiting
-            if rooms[queue] > 0:
-                rooms[queue] -= 1
-                hints.append((job_id, queue))
-        return hints
+        rooms = self._rooms(current)
+        walk = [(name, rooms[c.queue] + len(self.sent)) for name, c in current.items() if rooms.get(c.queue, 0) > 0]
+        due = lifecycle.due_checks(walk) if walk else {}
+        chosen = self._choose(due, current, rooms)
+        hints = [(current[name].queue, [job_id]) for name, job_id, _ in chosen]
+        if not hints or not broker.publish(hints, task=broker.CHECK_TASK):
+            return False
+        now = time.monotonic()
+        self.sent.update({job_id: (current[name].queue, now, at) for name, job_id, at in chosen})
+        return True
+
+    def _forget(self) -> None:
+        """Forget checks that have answered; and hints that were not claimed in time, which are sent again."""
+        if not self.sent:
+            return
+        asked, horizon = lifecycle.asked_checks(list(self.sent)), time.monotonic() - HINT_SECONDS
+        due = {job_id for job_id, was in self.sent.items() if was[1] > horizon}
+        self.sent = {job_id: was for job_id, was in self.sent.items() if job_id in asked and job_id in due}
+
+    def _rooms(self, current: Mapping[str, Contract]) -> dict[str, int]:
+        """Return how many more checks each queue may have under way; none where no worker is."""
+        rooms = {}
+        for queue in {contract.queue for contract in current.values()}:
+            slots = self.slots.get(queue, 0)
+            under_way = sum(1 for was in self.sent.values() if was[0] == queue)
+            rooms[queue] = max(1, slots // SLOTS_SHARE) - under_way if slots else 0
+        return rooms
+
+    def _choose(
+        self,
+        due: Mapping[str, list[tuple[UUID, dt.datetime]]],
+        current: Mapping[str, Contract],
+        rooms: dict[str, int],
+    ) -> list[tuple[str, UUID, dt.datetime]]:
+        """Take the checks that fit, type by type in turn, so that none is kept out by another one's backlog."""
+        names = sorted(due)
+        self.turn += 1
+        start = self.turn % len(names) if names else 0
+        chosen = []
+        for row in itertools.zip_longest(*(due[name] for name in names[start:] + names[:start])):
+            for name, found in zip(names[start:] + names[:start], row, strict=True):
+                queue = current[name].queue
+                was = self.sent.get(found[0]) if found else None
+                if found and rooms[queue] > 0 and (was is None or was[2] < found[1]):
+                    rooms[queue] -= 1
+                    chosen.append((name, *found))
+        return chosen

@@ -1,4 +1,4 @@
-"""Remove jobs past their retention, day by day; what may go is decided in the database (migration 0004)."""
+"""Remove jobs past their retention, day by day; what may go is decided in the database (migration 0005)."""
 
 import datetime as dt
 import logging

@@ -96,10 +96,10 @@ def test_a_heartbeat_passes_by_locked_rows() -> None:
     lose_lease(free.id, busy.id)
     sql("SET lock_timeout = '500ms'")
     with locked(busy.id):
-        assert lifecycle.heartbeat(pairs) == {pairs[0]: False}
+        assert lifecycle.heartbeat([(*pair, 15.0) for pair in pairs]) == {pairs[0]: False}
         assert lifecycle.lost(limit=10) == [busy.id]
         assert lifecycle.holding(pairs) == set(pairs)
-    assert lifecycle.heartbeat(pairs) == dict.fromkeys(pairs, False)
+    assert lifecycle.heartbeat([(*pair, 15.0) for pair in pairs]) == dict.fromkeys(pairs, False)
     assert lifecycle.lost(limit=10) == []
 
 

@@ -56,7 +56,7 @@ ACTS: Final[dict[str, Act]] = {
     "bury": _end(Verdict.FAILED, reason="permanent_error"),
     "release": _end(Verdict.RELEASED),
     "rescue": lambda i: lifecycle.rescue([i]),
-    "heartbeat": lambda i: lifecycle.heartbeat([(i, 1)]),
+    "heartbeat": lambda i: lifecycle.heartbeat([(i, 1, 15.0)]),
     "cancel": lambda i: lifecycle.cancel([i], reason=Reason.OPERATOR),
     "claim": lambda i: lifecycle.claim([i], worker="other"),
     "expire": lambda i: lifecycle.expire([i]),
@@ -165,7 +165,7 @@ def test_batches_in_opposite_order_do_not_deadlock() -> None:
     """Scenario 21: every batch locks its rows in id order, whatever the order that it was given."""
     statements: dict[str, Callable[[list[UUID]], object]] = {
         "settle": lambda o: lifecycle.settle([End(id=i, fence=1, verdict=Verdict.FAILED) for i in o]),
-        "heartbeat": lambda o: lifecycle.heartbeat([(i, 1) for i in o]),
+        "heartbeat": lambda o: lifecycle.heartbeat([(i, 1, 15.0) for i in o]),
         "cancel": lambda o: lifecycle.cancel(o, reason=Reason.OPERATOR),
         "rescue": lambda o: lifecycle.rescue(o, dead_runs=[(i, 1) for i in o]),
         "claim": lambda o: lifecycle.claim(o, worker=WORKER),

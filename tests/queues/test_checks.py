@@ -10,6 +10,7 @@ import pytest
 
 from queues import broker, confirmation, handlers, lifecycle
 from queues.handlers import Confirmed, JobContext, PermanentError, Rejected, RetryLater
+from queues.lifecycle import End, Verdict
 from queues.lifecycle.sweep import CHECKS_LOST_MOST
 from queues.models import JobType
 from queues.runtime.chunk import Runner
@@ -128,61 +129,83 @@ def test_a_check_that_says_rejected_ends_the_job(world: World, how: str) -> None
     assert (job.state, job.reason, job.failures[-1]["message"]) == (S.DEAD, "rejected", "account closed")
 
 
-def test_no_answer_in_time_is_unconfirmed(world: World) -> None:
-    """The deadline ends the polling."""
+@pytest.mark.parametrize(("policy", "state"), [("dead", S.DEAD), ("retry", S.RETRYING)])
+def test_the_check_at_the_deadline_has_the_last_word(world: World, policy: str, state: JobState) -> None:
+    """Never unconfirmed without having been asked: not after an outage, nor when the deadline comes first."""
+    make_type(**ASK | {"on_unconfirmed": policy, "check_every_seconds": 600})
+    [unproven, proven] = accept(2)
+    run_once(unproven)
+    run_once(proven)
+    assert get(unproven).due_at == get(unproven).confirm_by
+    for job_id in (unproven, proven):
+        set_columns(job_id, raw_due_at="jobs_now() - interval '1 h'", raw_confirm_by="jobs_now() - interval '1 h'")
+    assert confirmations.end_waits() is False
+    assert get(unproven).state == S.AWAITING_CONFIRMATION, "the clock alone ends nothing that a check can prove"
+    poll(unproven)
+    job = get(unproven)
+    assert (job.state, job.reason) == (state, "unconfirmed" if policy == "dead" else None)
+    assert job.failures[-1]["error_class"] == "Unconfirmed"
+    world.answer = Confirmed("there it is")
+    poll(proven)
+    assert get(proven).state == S.CONFIRMED
+
+
+def test_a_check_that_fails_is_given_up_like_an_attempt_but_not_early(world: World) -> None:
+    """Scenario 16: an outage of the partner makes no dead letters before the proof had its time."""
     make_type(**ASK)
     [job_id] = accept()
     run_once(job_id)
-    poll(job_id)
-    set_columns(job_id, raw_due_at="jobs_now()", raw_confirm_by="jobs_now()")
-    assert lifecycle.claim_checks([job_id]) == []
-    assert confirmations.end_waits() is False
-    assert (get(job_id).state, get(job_id).reason) == (S.DEAD, "unconfirmed")
-
-
-def test_a_check_that_fails_is_asked_again_and_given_up_like_an_attempt(world: World, shift_clock: Shift) -> None:
-    """Scenario 16: counted, put off by the backoff, and not given up before its proof had its time."""
-    make_type(**ASK | {"on_unconfirmed": "check_again"})
-    [job_id] = accept()
-    run_once(job_id)
-    assert get(job_id).confirm_by == get(job_id).expires_at
     world.answer = ConnectionError("the books are closed")
-    for asked in range(1, 4):
+    for failures in range(1, 9):
         poll(job_id)
         job = get(job_id)
-        assert (job.state, job.checks) == (S.AWAITING_CONFIRMATION, asked)
-        assert job.due_at is not None
+        assert (job.state, job.checks, job.check_failures) == (S.AWAITING_CONFIRMATION, 0, failures)
     told = [failure["error_class"] for failure in get(job_id).failures]
     assert told == ["ConnectionError"], "a row of failing checks does not push the other failures out"
     world.answer = None
     poll(job_id)
-    assert get(job_id).checks == 0, "an answer ends the row"
+    assert get(job_id).check_failures == 0, "an answer ends the row"
     world.answer = ConnectionError("the books are closed")
-    shift_clock("70 s")
+    set_columns(job_id, raw_confirm_by="jobs_now() - interval '1 s'")
     poll(job_id)
     assert get(job_id).state == S.AWAITING_CONFIRMATION
     poll(job_id)
     job = get(job_id)
-    assert (job.state, job.reason) == (S.DEAD, "unconfirmed")
-    assert len(world.ran) == 1
+    assert (job.state, job.reason, len(world.ran)) == (S.DEAD, "unconfirmed", 1)
+
+
+def test_checked_again_until_max_age(world: World, shift_clock: Shift) -> None:
+    """DESIGN 5: `check_again` stops there."""
+    make_type(**ASK | {"on_unconfirmed": "check_again"})
+    [job_id] = accept()
+    run_once(job_id)
+    assert get(job_id).confirm_by == get(job_id).expires_at
+    shift_clock("3000 s")
+    for _ in range(5):
+        poll(job_id)
+        assert get(job_id).state == S.AWAITING_CONFIRMATION
+    shift_clock("3601 s")
+    assert lifecycle.claim_checks([job_id]) == []
+    lifecycle.expire(lifecycle.stale(limit=10))
+    assert (get(job_id).state, get(job_id).reason) == (S.DEAD, "unconfirmed")
 
 
 def test_a_check_that_kills_its_workers_is_given_up(world: World) -> None:
-    """Scenario 16: each claim counts, and comes later than the one before."""
-    make_type(**ASK)
+    """Scenario 16: each claim counts, and comes later than the one before, and longer than a check may take."""
+    make_type(**ASK | {"lease_seconds": 5})
     [job_id] = accept()
     run_once(job_id)
     waits = []
     for _ in range(2 + CHECKS_LOST_MOST):
         set_columns(job_id, raw_due_at="jobs_now()")
-        [due] = lifecycle.claim_checks([job_id])
-        waits.append((due.due_at - due.due_at.fromtimestamp(due.waited, tz=due.due_at.tzinfo)).total_seconds())
+        assert len(lifecycle.claim_checks([job_id])) == 1
+        waits.append(sql("SELECT extract(epoch FROM due_at - jobs_clock())::float8 FROM queues_job")[0][0])
         assert lifecycle.claim_checks([job_id]) == [], "a claimed check is nobody else's"
     set_columns(job_id, raw_due_at="jobs_now()")
     assert lifecycle.claim_checks([job_id]) == []
     lifecycle.give_up_waiting(lifecycle.overdue(limit=10))
     assert (get(job_id).state, get(job_id).reason) == (S.DEAD, "unconfirmed")
-    assert waits == sorted(waits)
+    assert waits[0] > 60 and waits[0] < waits[1] < waits[2] < waits[3]
 
 
 def test_the_answer_of_an_older_claim_is_dropped(world: World) -> None:
@@ -250,34 +273,96 @@ def test_past_its_deadline_a_check_is_asked_less_often(world: World, shift_clock
 # Due checks are published.
 
 
-def test_due_checks_are_published_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hint of its own kind, not again before ten seconds passed or the check is due anew, nothing to a full queue."""
-    sent: list[Any] = []
+class Sent:
+    """A broker that remembers, workers with eight slots, and only one scheduler."""
 
-    def publish(hints: Any, *, task: str) -> bool:
-        sent.append((hints, task))
+    def __init__(self) -> None:
+        self.hints: list[tuple[str, UUID]] = []
+        self.slots = {"tier2": 8}
+
+    def publish(self, hints: Any, *, task: str) -> bool:
+        """Take hints of checks."""
+        assert task == "queues.check"
+        self.hints += [(queue, job_id) for queue, [job_id] in hints]
         return True
 
-    monkeypatch.setattr(broker, "publish", publish)
-    depth = [0]
-    monkeypatch.setattr(broker, "depth", lambda queue: depth[0])
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    """What the service published."""
+    made = Sent()
+    monkeypatch.setattr(broker, "publish", made.publish)
+    monkeypatch.setattr("queues.workers.slots_by_queue", lambda: made.slots)
+    monkeypatch.setattr("queues.workers.is_first_scheduler", lambda: True)
+    return made
+
+
+def due_checks(n: int, *, kind: str = TYPE) -> list[UUID]:
+    """Make jobs whose check is due."""
+    ids = accept(n, kind=kind)
+    past = "jobs_now() - interval '1 s'"
+    for job_id in ids:
+        claim([job_id])
+        lifecycle.settle([End(id=job_id, fence=1, verdict=Verdict.AWAITING, confirm_in=60.0, act_in=10.0, polled=True)])
+        set_columns(job_id, raw_due_at=past)
+    return ids
+
+
+def test_due_checks_are_published_once(world: World, sent: Sent) -> None:
+    """A hint of its own kind; none before it is due, and not again while it is out, unless it is due anew."""
     make_type(**ASK)
     [job_id] = accept()
     service = confirmations.Checks()
     run_once(job_id)
-    assert service.run_once() is False and sent == []
+    assert service.run_once() is False and sent.hints == []
     set_columns(job_id, raw_due_at="jobs_now()")
-    depth[0] = confirmations.QUEUE_MOST
-    service.run_once()
-    assert sent == []
-    depth[0] = 0
     service.run_once()
     service.run_once()
-    assert sent == [([("tier2", [job_id])], "queues.check")]
+    assert sent.hints == [("tier2", job_id)]
     poll(job_id)
     set_columns(job_id, raw_due_at="jobs_now()")
     service.run_once()
-    assert len(sent) == 2
+    assert len(sent.hints) == 2
+
+
+def test_checks_never_take_more_than_their_share_of_the_slots(world: World, sent: Sent) -> None:
+    """Work goes first: a quarter of a queue's slots may ask checks, however many are due, and none waits unasked."""
+    make_type(**ASK)
+    ids = due_checks(20)
+    service = confirmations.Checks()
+    for _ in range(5):
+        service.run_once()
+    assert len(sent.hints) == 2
+    # Claimed and not answered: they are still under way.
+    lifecycle.claim_checks([job_id for _, job_id in sent.hints])
+    service.run_once()
+    assert len(sent.hints) == 2
+    for _, job_id in sent.hints:
+        sql("UPDATE queues_job SET checks = 0 WHERE id = %s", job_id)
+    while len(sent.hints) < 20:
+        before = len(sent.hints)
+        service.run_once()
+        assert before < len(sent.hints) <= before + 2
+        Runner(LeaseTable(), node="test").check([job_id for _, job_id in sent.hints[before:]])
+    assert {job_id for _, job_id in sent.hints} == set(ids)
+
+
+def test_no_type_keeps_the_checks_of_another_one_waiting(world: World, sent: Sent) -> None:
+    """A queue without a worker, and a type with many due checks, hide none of the others."""
+    make_type(**ASK)
+    make_type("test.lonely", **ASK | {"tier_id": 1})
+    make_type("test.few", **ASK)
+    due_checks(30, kind="test.lonely")
+    due_checks(30)
+    [few] = due_checks(1, kind="test.few")
+    service = confirmations.Checks()
+    service.run_once()
+    assert {queue for queue, _ in sent.hints} == {"tier2"}
+    assert few in {job_id for _, job_id in sent.hints}
+    sent.slots = {"tier1": 1}
+    service.read_at = float("-inf")
+    service.run_once()
+    assert [queue for queue, _ in sent.hints].count("tier1") == 1
 
 
 # Before a run that may repeat an effect.
@@ -337,10 +422,10 @@ def test_a_check_that_cannot_answer_puts_the_attempt_off(world: World) -> None:
     begun_before(job_id)
     world.answer = TimeoutError("no answer")
     waits = []
-    for checks in range(1, 5):
+    for failures in range(1, 5):
         run_once(job_id)
         job = get(job_id)
-        assert (job.state, job.attempt, job.begun, job.checks) == (S.RETRYING, 0, 1, checks)
+        assert (job.state, job.attempt, job.begun, job.check_failures) == (S.RETRYING, 0, 1, failures)
         waits.append(sql("SELECT extract(epoch FROM due_at - finished_at)::float8 FROM queues_job")[0][0])
         set_columns(job_id, raw_due_at="jobs_clock()")
     assert waits == [2, 4, 8, 16]
@@ -352,7 +437,7 @@ def test_a_check_that_cannot_answer_puts_the_attempt_off(world: World) -> None:
     set_columns(job_id, raw_due_at="jobs_clock()")
     world.answer = Confirmed("it was sent")
     run_once(job_id)
-    assert (get(job_id).state, get(job_id).checks, world.ran) == (S.CONFIRMED, 0, [])
+    assert (get(job_id).state, get(job_id).check_failures, world.ran) == (S.CONFIRMED, 0, [])
 
 
 def test_a_replay_asks_first(world: World) -> None:

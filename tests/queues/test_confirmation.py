@@ -34,7 +34,7 @@ from tests.factories import (
 
 pytestmark = pytest.mark.django_db
 S = JobState
-WHO: Final = {"actor": "ada", "reason": "I looked", "source": "api"}
+WHO: Final[dict[str, Any]] = {"actor": "ada", "reason": "I looked", "source": "api"}
 
 
 @pytest.fixture(autouse=True)

@@ -124,7 +124,7 @@ def test_nothing_to_do_is_no_error() -> None:
     nobody = uuid4()
     assert lifecycle.claim([], worker=WORKER) == lifecycle.claim([nobody], worker=WORKER) == []
     assert lifecycle.settle([]) == lifecycle.rescue([]) == lifecycle.expire([]) == {}
-    assert lifecycle.heartbeat([(nobody, 1)]) == {}
+    assert lifecycle.heartbeat([(nobody, 1, 15.0)]) == {}
     assert lifecycle.cancel([nobody], reason=Reason.OPERATOR) == []
     assert lifecycle.replay(nobody, by="me") is None
     assert lifecycle.close_dead_letters([nobody], resolution="ignored", by="me") == set()
@@ -181,7 +181,7 @@ def test_a_release_gives_the_attempt_back_but_not_the_fence(late: Verdict) -> No
     [b] = claim([job_id], worker="b")
     assert (b.attempt, b.begun, b.fence) == (1, 1, 2)
     assert end(a, late, evidence={"kind": "return"}, reason="permanent_error") is None
-    assert lifecycle.heartbeat([(job_id, a.fence)]) == {}
+    assert lifecycle.heartbeat([(job_id, a.fence, 15.0)]) == {}
     held = get(job_id)
     assert (held.state, held.worker, held.attempt, held.begun) == (S.PROCESSING, "b", 1, 1)
 
@@ -312,7 +312,10 @@ def test_a_heartbeat_extends_only_what_it_names() -> None:
     a, b, c = claim(accept(3))
     lose_lease(a.id, b.id, c.id)
     lifecycle.cancel([b.id], reason=Reason.OPERATOR)
-    assert lifecycle.heartbeat([(a.id, 1), (b.id, 1), (c.id, 2)]) == {(a.id, 1): False, (b.id, 1): True}
+    assert lifecycle.heartbeat([(a.id, 1, 15.0), (b.id, 1, 15.0), (c.id, 2, 15.0)]) == {
+        (a.id, 1): False,
+        (b.id, 1): True,
+    }
     assert lifecycle.lost(limit=10) == [c.id]
 
 
@@ -320,7 +323,7 @@ def test_a_heartbeat_extends_only_what_it_names() -> None:
 def test_a_heartbeat_revives_nothing(state: JobState) -> None:
     """I-09: a run that is over has no lease to extend."""
     job = make_job(state, fence=1)
-    assert lifecycle.heartbeat([(job.id, 1)]) == {}
+    assert lifecycle.heartbeat([(job.id, 1, 15.0)]) == {}
     assert get(job.id).due_at == job.due_at
 
 
@@ -715,7 +718,7 @@ class Walk:
         lifecycle.close_dead_letters(self.some((S.DEAD,)), resolution="ignored", by="me")
 
     def beat(self) -> None:
-        lifecycle.heartbeat([(run.id, run.fence) for run in self.ends()])
+        lifecycle.heartbeat([(run.id, run.fence, 15.0) for run in self.ends()])
 
     def fold(self) -> None:
         lifecycle.fold(limit=self.draw.randint(1, 9))

@@ -325,7 +325,7 @@ STATEMENTS: dict[str, Callable[[list[UUID]], object]] = {
     "settle": lambda ids: lifecycle.settle(
         [lifecycle.End(id=i, fence=1, verdict=lifecycle.Verdict.RELEASED) for i in ids]
     ),
-    "heartbeat": lambda ids: lifecycle.heartbeat([(i, 1) for i in ids]),
+    "heartbeat": lambda ids: lifecycle.heartbeat([(i, 1, 15.0) for i in ids]),
     "rescue": lambda ids: lifecycle.rescue(ids, dead_runs=[(i, 1) for i in ids]),
     "expire": lambda ids: lifecycle.expire(ids),
     "cancel": lambda ids: lifecycle.cancel(ids, reason=Reason.OPERATOR),

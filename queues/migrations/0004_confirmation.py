@@ -8,7 +8,7 @@ class Migration(migrations.Migration):
     """Add them; the release before this one goes on beside it."""
 
     dependencies = [
-        ("queues", "0002_jobs"),
+        ("queues", "0003_awaiting"),
     ]
 
     operations = [
@@ -100,6 +100,9 @@ class Migration(migrations.Migration):
                         condition=models.Q(("applied_at", None)),
                         name="callback_pending",
                     ),
+                    models.Index(
+                        fields=["received_at"], condition=models.Q(("applied_at", None)), name="callback_recent"
+                    ),
                     models.Index(fields=["keep_until"], name="callback_keep"),
                 ],
                 "constraints": [models.UniqueConstraint(fields=("type", "webhook_id"), name="one_callback_per_id")],
@@ -123,6 +126,7 @@ class Migration(migrations.Migration):
                         name="reference_by_ref",
                     ),
                     models.Index(fields=["job_id"], name="reference_by_job"),
+                    models.Index(fields=["at"], name="reference_recent"),
                 ],
             },
         ),
@@ -145,15 +149,5 @@ class Migration(migrations.Migration):
             options={
                 "indexes": [models.Index(fields=["job_id"], name="step_by_job")],
             },
-        ),
-        # The jobs table is not Django's (0002): constants as defaults, so that no partition is written anew.
-        migrations.RunSQL(
-            """
-            ALTER TABLE queues_job
-              ADD COLUMN checks smallint NOT NULL DEFAULT 0,
-              ADD COLUMN reference varchar(1000),
-              ADD COLUMN rejection jsonb;
-            """,
-            "ALTER TABLE queues_job DROP COLUMN checks, DROP COLUMN reference, DROP COLUMN rejection;",
         ),
     ]

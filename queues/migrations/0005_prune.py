@@ -207,5 +207,5 @@ DROP FUNCTION jobs_prunable_days();
 class Migration(migrations.Migration):
     """Add functions only."""
 
-    dependencies = [("queues", "0003_confirmation")]
+    dependencies = [("queues", "0004_confirmation")]
     operations = [migrations.RunSQL(DAYS + LINEAGE + WALK + SWAP + GRANTS, DROP)]
