@@ -168,7 +168,7 @@ def _remember(name: str, webhook_id: str, job_id: UUID | None, evidence: Evidenc
 
 
 def _matched(job_ids: Sequence[UUID], *, within_seconds: float, limit: int) -> list[int]:
-    params = {"ids": list(job_ids), "limit": limit, "within": within_seconds}
+    params: dict[str, Any] = {"ids": list(job_ids), "limit": limit, "within": within_seconds}
     with connection.cursor() as cursor:
         cursor.execute(_MATCHED_JOBS if job_ids else _MATCHED, params)
         return [row[0] for row in cursor.fetchall()]

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from queues import accept, canonical, contracts
 from queues.lifecycle import Edit
-from queues.models import Job
+from queues.models import Job, StepResult
 from queues.redaction import REDACTED, redact
 from queues.request import PayloadInvalid, UnknownJobType
 
@@ -49,6 +49,9 @@ def prepare(job: Job, *, payload: Any = None, dedupe_key: str | None = None) -> 
     notes = []
     if text is not None and key is None and value != old:
         notes.append("The provider gets the same idempotency key with another body; some refuse that.")
+        done = list(StepResult.objects.filter(root=job.root).order_by("at").values_list("name", flat=True)[:10])
+        if done:
+            notes.append(f"Steps that were done with the old payload are not done again: {', '.join(done)}.")
     if key is not None:
         notes.append("Another key makes this another job: nothing that the first one did is known to it.")
     request_hash = canonical.request_hash(value, job.group).hex()

@@ -10,7 +10,7 @@ from django.db import connection
 
 from jobsboard.api import listing
 from queues import contracts
-from queues.models import AuditEntry, Job
+from queues.models import AuditEntry, Job, StepResult
 from tests.api.conftest import Api, problem
 from tests.factories import sql
 
@@ -148,6 +148,7 @@ def test_replay(api: Api, path: str) -> None:
 
 def test_an_edited_replay_says_what_it_changed(api: Api) -> None:
     job_id = _dead(api)
+    StepResult.objects.create(root=job_id, name="charge", job_id=job_id, fence=1, result=1)
     before = api.get(f"/jobs/{job_id}").json()
     response = api.post(f"/jobs/{job_id}/replay", {"reason": "typo", "payload": {**before["payload"], "extra": 1}})
     assert response.status_code == 201, response.content
@@ -156,7 +157,10 @@ def test_an_edited_replay_says_what_it_changed(api: Api) -> None:
     assert (child["idempotency_key"], child["dedupe_key"], child["root"]) == (
         before["idempotency_key"], before["dedupe_key"], job_id,
     )  # fmt: skip
-    assert child["notes"] == ["The provider gets the same idempotency key with another body; some refuse that."]
+    assert child["notes"] == [
+        "The provider gets the same idempotency key with another body; some refuse that.",
+        "Steps that were done with the old payload are not done again: charge.",
+    ]
     assert api.get(f"/jobs/{job_id}").json()["payload"] == before["payload"]
     entry = AuditEntry.objects.get(action="job.replayed")
     assert entry.after == {"replayed_by": child["id"], "changed": {"/extra": [None, 1]}}

@@ -34,11 +34,14 @@ def started(kind: str = "crm.sync") -> Run:
     return claim(accept(1, kind=kind))[0]
 
 
-def handed_over(run: Run, *, within: float | None = 300.0, act: float = 300.0) -> Job:
+def handed_over(run: Run, *, within: float | None = 300.0, act: float = 300.0, polled: bool = False) -> Job:
     """End a run that wants a proof from outside."""
     lifecycle.settle(
         [
-            End(id=run.id, fence=run.fence, verdict=Verdict.AWAITING, reference="crm_1", confirm_in=within, act_in=act)
+            End(
+                id=run.id, fence=run.fence, verdict=Verdict.AWAITING, reference="crm_1", confirm_in=within, act_in=act,
+                polled=polled,
+            )
         ]
     )  # fmt: skip
     return get(run.id)
@@ -66,7 +69,7 @@ def handed_over(run: Run, *, within: float | None = 300.0, act: float = 300.0) -
 def test_what_an_awaiting_job_waits_for(viewer: Client, contract: dict[str, str], said: str, then: str) -> None:
     make_type("crm.sync", **{"check_every_seconds": 12, **contract})
     polled = "check" in f"{contract}"
-    job = handed_over(started(), act=12.0 if polled else 300.0)
+    job = handed_over(started(), act=12.0 if polled else 300.0, polled=polled)
     text = words(viewer, job)
     assert said in text
     assert f"If no proof comes by T, {then}." in text
@@ -77,7 +80,7 @@ def test_what_an_awaiting_job_waits_for(viewer: Client, contract: dict[str, str]
 @pytest.mark.django_db
 def test_checks_that_did_not_answer_are_counted(viewer: Client) -> None:
     make_type("crm.sync", success="check", check_every_seconds=10)
-    job = handed_over(started(), act=0.0)
+    job = handed_over(started(), act=0.0, polled=True)
     for n in (1, 2, 3):
         set_columns(job.id, raw_due_at="jobs_now()")
         due = lifecycle.claim_checks([job.id])[0]

@@ -66,7 +66,8 @@ _OTHER_VALUES = {
     "cancel_requested": "NOT cancel_requested", "probe": "NOT probe", "canary": "NOT canary", "window_seconds": "9",
     "request_hash": "sha256('x')", "idempotency_key": "'x'", "root": "jobs_uuid7()", "replay_of": "jobs_uuid7()",
     "id": "jobs_uuid7()", "evidence": """'{"kind": "forged"}'""", "result": "'9'", "progress": "'9'",
-    "failures": "'[9]'", "trace": "'{}'", "seq": "9", "checks": "9", "rejection": "'{}'",
+    "failures": "'[9]'", "trace": "'{}'", "seq": "9", "checks": "9",
+    "check_failures": "9", "polled": "NOT polled", "rejection": "'{}'",
 }  # fmt: skip
 
 

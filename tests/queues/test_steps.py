@@ -174,7 +174,7 @@ def test_a_database_that_is_away_for_a_moment_loses_no_step(monkeypatch: pytest.
     failures = [DatabaseError("away"), DatabaseError("away")]
     real = lifecycle.keep_step
 
-    def flaky(*args: Any, **kwargs: Any) -> bool:
+    def flaky(*args: Any, **kwargs: Any) -> tuple[bool, Any]:
         if failures:
             raise failures.pop()
         return real(*args, **kwargs)
