@@ -32,6 +32,14 @@ def flag(name: str, default: bool = False) -> bool:
     raise ImproperlyConfigured(f"{name} must be 1 or 0 (or true, false, yes, no, on, off).")
 
 
+def seconds(name: str, default: int) -> int:
+    """Read a whole number of seconds, from 0 to a day."""
+    value = os.environ.get(name, "").strip() or str(default)
+    if not (value.isascii() and value.isdigit() and len(value) <= 5 and int(value) <= 86400):
+        raise ImproperlyConfigured(f"{name} must be a whole number of seconds from 0 to 86400.")
+    return int(value)
+
+
 def words(name: str, default: str = "") -> list[str]:
     """Read a comma-separated list; empty items are dropped."""
     return [item.strip() for item in os.environ.get(name, default).split(",") if item.strip()]

@@ -17,6 +17,7 @@ from kombu.exceptions import ChannelError
 
 TASK: Final = "queues.run"
 CHECK_TASK: Final = "queues.check"
+CANARY_TASK: Final = "queues.canary"
 SOCKET_SECONDS: Final = 0.1
 """Connect and send are bounded by this each."""
 CALL_SECONDS: Final = 0.2

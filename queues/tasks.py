@@ -8,7 +8,7 @@ from uuid import UUID
 from celery import Task, shared_task
 
 from queues import broker, worker_process
-from queues.broker import CHECK_TASK, TASK
+from queues.broker import CANARY_TASK, CHECK_TASK, TASK
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,12 @@ def check(ids: Sequence[str]) -> None:
     parsed = _parsed(ids)
     if parsed:
         worker_process.runner().check(parsed)
+
+
+@shared_task(name=CANARY_TASK, ignore_result=True)
+def canary(ids: Sequence[str]) -> None:
+    """Show that this worker takes messages; sent by the heartbeat process beside it."""
+    worker_process.runner().table.hear()
 
 
 def _parsed(ids: Sequence[str]) -> list[UUID]:

@@ -50,12 +50,18 @@ def connect() -> None:
 def _start_heart(sender: Any, instance: Any, **_: Any) -> None:
     handlers.load(settings.JOBSBOARD_HANDLERS)
     _Worker.table = LeaseTable()
+    queues = sorted(instance.app.amqp.queues.consume_from)
+    # A queue of this worker's own: what comes through it shows that this very worker hears the broker.
+    own = f"canary.{sender}"
+    instance.app.amqp.queues.select_add(own)
     arguments = {
         "fd": _Worker.table.fd,
         "parent": os.getpid(),
         "node": node_name(),
-        "queues": sorted(instance.app.amqp.queues.consume_from),
+        "queues": queues,
         "slots": int(instance.concurrency or os.cpu_count() or 1),
+        "own_queue": own,
+        "deaf_after": settings.WORKER_DEAF_SECONDS,
     }
     _launch(arguments)
     threading.Thread(target=_keep_heart, args=(arguments,), name="heart-watch", daemon=True).start()

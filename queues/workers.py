@@ -23,6 +23,10 @@ _SLOTS: Final = """
 SELECT q, sum(slots) FROM queues_workerprocess, jsonb_array_elements_text(queues) AS q
 WHERE kind = 'worker' AND seen_at > jobs_now() - make_interval(secs => %s) GROUP BY q
 """
+_OF_HOST: Final = """
+SELECT id, trouble FROM queues_workerprocess
+WHERE kind = 'worker' AND hostname = %s AND seen_at > jobs_now() - make_interval(secs => %s) ORDER BY id
+"""
 _SCHEDULERS: Final = """
 SELECT id, hostname, pid FROM queues_workerprocess
 WHERE kind = 'scheduler' AND seen_at > jobs_now() - make_interval(secs => %s) ORDER BY started_at, id
@@ -80,6 +84,13 @@ def slots_by_queue() -> Mapping[str, int]:
     with connection.cursor() as cursor:
         cursor.execute(_SLOTS, [GONE_SECONDS])
         return {queue: int(slots) for queue, slots in cursor.fetchall()}
+
+
+def of_host(name: str) -> Mapping[str, str]:
+    """Return what the live workers of a host say is wrong with them, by their id; an empty text is well."""
+    with connection.cursor() as cursor:
+        cursor.execute(_OF_HOST, [name, GONE_SECONDS])
+        return dict(cursor.fetchall())
 
 
 def forget_gone(*, after_seconds: int = 3600) -> int:

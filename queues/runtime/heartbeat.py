@@ -22,6 +22,7 @@ from django.db import Error, connection
 from queues import lifecycle, workers
 from queues.lifecycle import End, Verdict
 from queues.runtime import limits
+from queues.runtime.ear import Ear
 from queues.runtime.leases import Held, LeaseTable, alive, now
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ REPORT_SECONDS: Final = 2.0
 ORPHAN_SECONDS: Final = 10.0
 REPLACE_GRACE: Final = 10.0
 """How long the neighbours of a run that hangs in a thread may go on before their process is ended."""
+DEAF_GRACE: Final = 60.0
+"""How long the bodies of a worker that takes no messages may go on before it is ended."""
 STOP_SECONDS: Final = 0.5
 """The least between SIGTERM and SIGKILL: enough to stop fetching, and to give back hints that were fetched."""
 ASK_SECONDS: Final = 1.0
@@ -41,20 +44,26 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def main(arguments: Mapping[str, Any]) -> None:
-    """Beat until the worker is gone. Shape: {fd, parent, node, queues, slots}."""
+    """Beat until the worker is gone. Shape: {fd, parent, node, queues, slots, own_queue, deaf_after}."""
     # Ctrl-C and the worker's own SIGTERM concern the worker; this process ends after it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A parent-death signal of a supervisor must not reach it either: it reports the deaths of that moment.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
-    Heart(LeaseTable(arguments["fd"]), **{k: arguments[k] for k in ("parent", "node", "queues", "slots")}).run()
+    table = LeaseTable(arguments["fd"])
+    ear = Ear(table, queue=arguments["own_queue"], deaf_after=arguments["deaf_after"])
+    Heart(table, ear=ear, **{k: arguments[k] for k in ("parent", "node", "queues", "slots")}).run()
 
 
 class Heart:
     """The loop and what it remembers between beats."""
 
-    def __init__(self, table: LeaseTable, *, parent: int, node: str, queues: list[str], slots: int) -> None:
+    def __init__(
+        self, table: LeaseTable, *, parent: int, node: str, queues: list[str], slots: int, ear: Ear | None = None
+    ) -> None:
         self.table = table
+        self.ear = ear or Ear(table, queue="", deaf_after=0)
+        self.deaf = False
         self.parent = parent
         self.node = node
         self.queues = queues
@@ -90,6 +99,7 @@ class Heart:
             try:
                 self.stop_what_is_lost()
                 self.stop_what_is_overdue()
+                self.stop_what_is_deaf()
             except Exception:  # without this thread no limit would hold any more
                 log.exception("heartbeat: the guard failed")
             threading.Event().wait(BEAT_SECONDS)
@@ -120,8 +130,12 @@ class Heart:
                     self.table.free(offset)
                     self.stopped.discard(pid)
         self._end_hanging([run for run in held if run.overdue and run.pid == self.parent and run.pid not in gone])
+        busy = sum(run.began > 0 for run in going_on)
+        # A worker that ends takes nothing; that is no deafness.
+        if not self.table.draining and self.ear.is_deaf(busy=busy >= self.slots):
+            self.deaf = True
         if now() - self.reported_at > REPORT_SECONDS:
-            self._report(busy=sum(run.began > 0 for run in going_on))
+            self._report(busy=busy)
             self.reported_at = now()
 
     def _bury(self, dead: list[Held]) -> None:
@@ -217,6 +231,18 @@ class Heart:
             if hanging and alive(self.parent):
                 self._replace(hanging)
 
+    def stop_what_is_deaf(self) -> None:
+        """Replace a worker that takes no messages any more. What it runs may end before."""
+        if not self.deaf or not alive(self.parent):
+            return
+        if self.replacing_since is None:
+            log.error("heartbeat: worker %d takes no messages any more and is ended", self.parent)
+            self._begin_replacing("takes no messages any more although the broker does")
+        waited = now() - (self.replacing_since or now())
+        running = any(run.began > 0 for run in self.table.held())
+        if waited > DEAF_GRACE or (waited > REPLACE_GRACE and not running):
+            self._kill(self.parent)
+
     def _stop_overdue(self, run: Held) -> None:
         with self.lock:
             # Since the look its body may have ended, and its process may be at the next job.
@@ -230,21 +256,20 @@ class Heart:
     def _replace(self, hanging: list[Held]) -> None:
         """End the worker: nothing new begins, and its other bodies get a grace. Its supervisor starts the next one."""
         if self.replacing_since is None:
-            run, at = hanging[0], dt.datetime.now(dt.UTC)
-            self.replacing_since = now()
-            self.trouble = (
-                f"job {run.id} ran past its hard limit of {run.hard_limit:g} s at {at:%H:%M:%S} UTC;"
-                " this process is being replaced"
-            )
-            self.reported_at = float("-inf")
-            self.table.drain()
-            os.kill(self.parent, signal.SIGTERM)
+            self._begin_replacing(f"job {hanging[0].id} ran past its hard limit of {hanging[0].hard_limit:g} s")
         waited = now() - self.replacing_since
         others = any(run.pid == self.parent and not run.overdue for run in self.table.held())
         if waited > REPLACE_GRACE or (waited > STOP_SECONDS and not others):
             if self.parent not in self.stopped:
                 log.error("heartbeat: worker %d is ended, a body hangs in one of its threads", self.parent)
             self._kill(self.parent)
+
+    def _begin_replacing(self, why: str) -> None:
+        self.replacing_since = now()
+        self.trouble = f"{why} at {dt.datetime.now(dt.UTC):%H:%M:%S} UTC; this process is being replaced"
+        self.reported_at = float("-inf")
+        self.table.drain()
+        os.kill(self.parent, signal.SIGTERM)
 
     def _kill(self, pid: int) -> None:
         self.stopped.add(pid)

@@ -24,6 +24,8 @@ from uuid import UUID
 SLOTS: Final = 256
 ENTRIES: Final = 128
 _HEADER: Final = 64
+_HEARD: Final = struct.Struct("<d")
+_HEARD_AT: Final = 8
 _SLOT_HEADER: Final = 64
 # id, last renewed, began, lease and hard limit in seconds, fence, generation, and the generations that are marked: told
 # to stop (cancelled, or its lease is lost), and overdue.
@@ -86,6 +88,15 @@ class LeaseTable:
     def drain(self) -> None:
         """Tell all bodies of this worker that nothing new may begin."""
         self._map[0] = 1
+
+    @property
+    def heard_at(self) -> float:
+        """When a body of this worker last took a canary from the broker; 0 before the first."""
+        return float(_HEARD.unpack_from(self._map, _HEARD_AT)[0])
+
+    def hear(self) -> None:
+        """Note that a canary came through."""
+        _HEARD.pack_into(self._map, _HEARD_AT, now())
 
     def take_slot(self) -> "Slot":
         """Return a free slot for the calling thread. Raises: RuntimeError when all are taken."""

@@ -37,14 +37,14 @@ class Stack:
     def __init__(self, folder: Path, env: dict[str, str], client: redis.Redis) -> None:
         self.folder = folder
         self.broker = client
-        self._env = env
+        self.env = env
         self._started: list[subprocess.Popen[bytes]] = []
         self._hearts: set[int] = set()
 
     def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         with open(self.folder / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, env=self._env, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, *command], cwd=ROOT, env=self.env, stdout=log, stderr=log, start_new_session=True
             )
         self._started.append(process)
         return process
