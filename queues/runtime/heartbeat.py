@@ -238,7 +238,8 @@ class Heart:
         if self.replacing_since is None:
             log.error("heartbeat: worker %d takes no messages any more and is ended", self.parent)
             self._begin_replacing("takes no messages any more although the broker does")
-        waited = now() - (self.replacing_since or now())
+            return
+        waited = now() - self.replacing_since
         running = any(run.began > 0 for run in self.table.held())
         if waited > DEAF_GRACE or (waited > REPLACE_GRACE and not running):
             self._kill(self.parent)

@@ -66,7 +66,7 @@ class Supervisor:
 @pytest.fixture
 def limits(stack: Stack) -> Iterator[Stack]:
     """Types with limits; two attempts, the second soon."""
-    stack._env["JOBSBOARD_HANDLERS"] = "tests.acceptance.jobs,tests.acceptance.limit_jobs"
+    stack.env["JOBSBOARD_HANDLERS"] = "tests.acceptance.jobs,tests.acceptance.limit_jobs"
     usual: dict[str, Any] = {
         "success": "reference", "max_attempts": 2, "backoff": "fixed", "backoff_base_seconds": 0.1, "lease_seconds": 15,
     }  # fmt: skip
