@@ -258,6 +258,7 @@ class Heart:
         """End the worker: nothing new begins, and its other bodies get a grace. Its supervisor starts the next one."""
         if self.replacing_since is None:
             self._begin_replacing(f"job {hanging[0].id} ran past its hard limit of {hanging[0].hard_limit:g} s")
+            return
         waited = now() - self.replacing_since
         others = any(run.pid == self.parent and not run.overdue for run in self.table.held())
         if waited > REPLACE_GRACE or (waited > STOP_SECONDS and not others):
