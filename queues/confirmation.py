@@ -102,10 +102,15 @@ def by_provider(type: str, *, webhook_id: str, job_id: UUID | None, evidence: Ev
     if outcome is not None:
         return outcome
     known = Callback.objects.filter(type=type, webhook_id=webhook_id).first()
+    if callback is None and known is not None and known.applied_at is None:
+        again = _apply_callbacks([known.pk]).get(known.pk)
+        if again is not None:
+            return again
+        # It may have waited for the first one, which is applied by now.
+        known = Callback.objects.filter(pk=known.pk).first()
     if known is None or known.applied_at is not None:
         return Outcome(job_id=known.job_id if known else job_id, applied=Applied.DUPLICATE, state=None)
-    again = _apply_callbacks([known.pk]).get(known.pk) if callback is None else None
-    return again or Outcome(job_id=None, applied=Applied.PENDING, state=None)
+    return Outcome(job_id=None, applied=Applied.PENDING, state=None)
 
 
 def apply_pending(*, job_ids: Sequence[UUID] = (), within_seconds: float = KEEP_LEAST, limit: int = 500) -> int:
@@ -114,6 +119,13 @@ def apply_pending(*, job_ids: Sequence[UUID] = (), within_seconds: float = KEEP_
     Without `job_ids`: those of which the callback or the reference was written in the last `within_seconds`.
     """
     return len(_apply_callbacks(_matched(job_ids, within_seconds=within_seconds, limit=limit)))
+
+
+def match_again(*, within_seconds: float, after: int, limit: int) -> int | None:
+    """Look at the next matching callbacks past an id. Returns the last id of a full batch, None at the end."""
+    found = _matched((), within_seconds=within_seconds, limit=limit, after=after)
+    _apply_callbacks(found)
+    return found[-1] if len(found) == limit else None
 
 
 _REMEMBER: Final = """
@@ -134,7 +146,7 @@ SELECT id FROM (
   SELECT c.id FROM queues_jobreference r JOIN queues_callback c ON c.type = r.type AND c.ref = r.ref
     AND hashtextextended(c.ref, 0) = hashtextextended(r.ref, 0)
   WHERE r.at > jobs_now() - make_interval(secs => %(within)s) AND c.applied_at IS NULL AND c.job_id IS NULL
-) AS found ORDER BY id LIMIT %(limit)s
+) AS found WHERE id > %(after)s ORDER BY id LIMIT %(limit)s
 """
 _MATCHED_JOBS: Final = """
 SELECT c.id FROM queues_jobreference r JOIN queues_callback c ON c.type = r.type AND c.ref = r.ref
@@ -167,8 +179,8 @@ def _remember(name: str, webhook_id: str, job_id: UUID | None, evidence: Evidenc
     return None if row is None else int(row[0])
 
 
-def _matched(job_ids: Sequence[UUID], *, within_seconds: float, limit: int) -> list[int]:
-    params: dict[str, Any] = {"ids": list(job_ids), "limit": limit, "within": within_seconds}
+def _matched(job_ids: Sequence[UUID], *, within_seconds: float, limit: int, after: int = 0) -> list[int]:
+    params: dict[str, Any] = {"ids": list(job_ids), "limit": limit, "within": within_seconds, "after": after}
     with connection.cursor() as cursor:
         cursor.execute(_MATCHED_JOBS if job_ids else _MATCHED, params)
         return [row[0] for row in cursor.fetchall()]

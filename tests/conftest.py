@@ -22,6 +22,17 @@ def _fresh_contracts() -> Iterator[None]:
     backlog.forget_cached()
 
 
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """End the sessions of daemon threads (each `Runner` has one) before the database is dropped."""
+    yield
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
 _CLOCK = {
     "jobs_now": ("STABLE", "statement_timestamp()"),
     "jobs_clock": ("VOLATILE", "clock_timestamp()"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from queues.lifecycle.settle import SETTLED_ROWS, fingerprint_of, with_failure
+from queues.lifecycle.settle import LAST_CHECK, SETTLED_ROWS, fingerprint_of, with_failure
 from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, named, records, uuids
 from queues.lifecycle.sweep import CHECKS_LOST_MOST, UNCONFIRMED_STORY
 from queues.states import JobState
@@ -104,8 +104,8 @@ WITH item AS (
     polled = h.state = 'awaiting_confirmation',
     confirm_by = CASE h.state WHEN 'awaiting_confirmation' THEN j.confirm_by END,
     due_at = CASE h.state WHEN 'awaiting_confirmation' THEN
-      CASE WHEN j.confirm_by > h.now THEN least(j.confirm_by, h.now + make_interval(secs => h.next_in))
-        ELSE h.now + make_interval(secs => h.next_in) END WHEN 'retrying' THEN h.now END,
+      least(CASE WHEN j.confirm_by > h.now THEN j.confirm_by END, h.now + make_interval(secs => h.next_in),
+        {LAST_CHECK}) WHEN 'retrying' THEN h.now END,
     settled_at = CASE WHEN h.state IN ('confirmed', 'dead') THEN h.now END,
     failures = CASE WHEN h.failure IS NOT NULL THEN {with_failure("h.failure")}
       WHEN h.state IN ('dead', 'retrying') THEN {with_failure(UNCONFIRMED_STORY)} ELSE j.failures END,
@@ -130,8 +130,8 @@ ORDER BY w.type, j.due_at
 
 # A claimed check has `checks` above 0 until it answers.
 ASKED = f"""
-SELECT j.id FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'awaiting_confirmation' AND j.polled
-  AND (j.due_at <= jobs_now() OR j.checks > 0)
+SELECT j.id, j.due_at > jobs_now() FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[])
+  AND {STATE} = 'awaiting_confirmation' AND j.polled AND (j.due_at <= jobs_now() OR j.checks > 0)
 """
 
 
@@ -154,6 +154,6 @@ def due_checks(walk: Sequence[tuple[str, int]]) -> dict[str, list[tuple[UUID, dt
     return found
 
 
-def asked_checks(ids: Sequence[UUID]) -> set[UUID]:
-    """Return those of these jobs whose check has not answered so far: not claimed yet, or under way."""
-    return {row[0] for row in execute(ASKED, {"ids": uuids(ids)})}
+def asked_checks(ids: Sequence[UUID]) -> dict[UUID, bool]:
+    """Return those of these jobs whose check has not answered so far, and whether it is under way."""
+    return {row[0]: row[1] for row in execute(ASKED, {"ids": uuids(ids)})}

@@ -84,7 +84,7 @@ WITH item AS (
         WHEN {STATE} IN ('processing', 'confirmed') THEN 'duplicate'
         ELSE 'late' END
       WHEN i.fence <> j.fence OR {STATE} = 'accepted' THEN 'superseded'
-      WHEN i.fence IS NULL AND i.kind = 'callback' AND j.begun > 1 THEN 'superseded'
+      WHEN i.fence IS NULL AND i.kind = 'callback' AND j.begun > 1 AND j.fence > 1 THEN 'superseded'
       WHEN j.evidence IS NOT NULL THEN 'contradiction'
       WHEN (j.rejection ->> 'fence')::integer = j.fence THEN 'duplicate'
       WHEN {STATE} = 'processing' THEN 'kept'

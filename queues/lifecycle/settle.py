@@ -55,6 +55,10 @@ REJECTED = "(j.rejection ->> 'fence')::integer = j.fence"
 """A rejection of this very run came before its end."""
 
 
+LAST_CHECK = "greatest(h.now + interval '1 second', j.expires_at - interval '10 seconds')"
+"""When a polled job is asked at the latest: past its max age nobody asks any more."""
+
+
 def with_failure(failure: str) -> str:
     """Return SQL for a job's failures with one more, of the run that `h.now` ends; the newest are kept."""
     return (
@@ -146,7 +150,8 @@ WITH item AS (
     reference = coalesce(h.reference, j.reference),
     confirm_by = CASE h.state WHEN 'awaiting_confirmation' THEN h.confirm_by END,
     due_at = CASE h.state WHEN 'accepted' THEN h.now WHEN 'retrying' THEN h.now + make_interval(secs => h.retry_in)
-      WHEN 'awaiting_confirmation' THEN least(h.confirm_by, h.now + make_interval(secs => h.act_in)) END,
+      WHEN 'awaiting_confirmation' THEN least(h.confirm_by, h.now + make_interval(secs => h.act_in),
+        CASE WHEN h.polled THEN {LAST_CHECK} END) END,
     finished_at = h.now,
     settled_at = CASE WHEN h.state NOT IN ('accepted', 'retrying', 'awaiting_confirmation') THEN h.now END,
     failures = CASE WHEN h.story IS NULL THEN j.failures ELSE

@@ -320,6 +320,7 @@ def _without_data(end: End, error: Exception) -> End:
         id=end.id, fence=end.fence, verdict=end.verdict, reason=end.reason, retry_in=end.retry_in, seconds=end.seconds,
         on_stale=end.on_stale, failure=note if end.failure else None, fingerprint=end.fingerprint,
         evidence=end.evidence, reference=end.reference, confirm_in=end.confirm_in, act_in=end.act_in,
+        polled=end.polled,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Find a worker that lives and no longer takes messages: its connection may be dead without having said so (I-23).
 
-The heartbeat process sends a canary through the broker to its own worker, on a queue of that worker's own. A broker that
-does not take it, or bodies that are all busy, say nothing about the worker.
+The heartbeat process sends a canary through the broker to its own worker, on a queue of that worker's own. A broker
+that does not take it, or bodies that are all busy, say nothing about the worker.
 """
 
 from typing import Final

@@ -28,16 +28,18 @@ def end_waits() -> bool:
 
 @dataclass
 class Matching:
-    """The service that looks again for what crossed. Its memory: whether it has caught up since its start."""
+    """The service that looks again for what crossed. Its memory: how far it is, and whether it was once at the end."""
 
     caught_up: bool = False
+    after: int = 0
 
     def run_once(self) -> bool:
         """Look again for the jobs of callbacks that matched none."""
         within = LOOK_SECONDS if self.caught_up else float(confirmation.KEEP_LEAST)
-        more = confirmation.apply_pending(within_seconds=within, limit=BATCH) == BATCH
-        self.caught_up = not more
-        return more
+        last = confirmation.match_again(within_seconds=within, after=self.after, limit=BATCH)
+        self.after = last or 0
+        self.caught_up = self.caught_up or last is None
+        return last is not None
 
 
 @dataclass
@@ -76,8 +78,9 @@ class Checks:
         if not self.sent:
             return
         asked, horizon = lifecycle.asked_checks(list(self.sent)), time.monotonic() - HINT_SECONDS
-        due = {job_id for job_id, was in self.sent.items() if was[1] > horizon}
-        self.sent = {job_id: was for job_id, was in self.sent.items() if job_id in asked and job_id in due}
+        self.sent = {
+            job_id: was for job_id, was in self.sent.items() if job_id in asked and (asked[job_id] or was[1] > horizon)
+        }
 
     def _rooms(self, current: Mapping[str, Contract]) -> dict[str, int]:
         """Return how many more checks each queue may have under way; none where no worker is."""

@@ -190,6 +190,18 @@ def test_checked_again_until_max_age(world: World, shift_clock: Shift) -> None:
     assert (get(job_id).state, get(job_id).reason) == (S.DEAD, "unconfirmed")
 
 
+def test_a_job_is_asked_before_its_max_age(world: World) -> None:
+    """The first check would come after the end: it comes ten seconds before, and then every second."""
+    make_type(**ASK | {"check_every_seconds": 600, "confirm_within_seconds": 600})
+    [job_id] = accept(max_age=300.0)
+    run_once(job_id)
+    left = "SELECT extract(epoch FROM expires_at - due_at)::float8 FROM queues_job"
+    assert sql(left) == [(10.0,)]
+    set_columns(job_id, raw_expires_at="jobs_clock() + interval '5 s'")
+    poll(job_id)
+    assert 3.5 < sql(left)[0][0] < 4.5
+
+
 def test_a_check_that_kills_its_workers_is_given_up(world: World) -> None:
     """Scenario 16: each claim counts, and comes later than the one before, and longer than a check may take."""
     make_type(**ASK | {"lease_seconds": 5})
