@@ -40,6 +40,10 @@ lint: $(STAMP) ## ruff, mypy, import-linter, and Django's own checks
 bench: $(STAMP) ## measure throughput on servers of its own
 	@exec $(LOCAL) isolated -- python -m benchmarks.drain $(ARGS)
 
+.PHONY: chaos
+chaos: $(STAMP) ## kill and starve a whole stack of its own, then check that nothing is lost or doubled (SEED=...)
+	@exec $(LOCAL) isolated -- python -m benchmarks.chaos $(ARGS)
+
 .PHONY: screenshots
 screenshots: $(STAMP) ## take the pictures of the documentation
 	@exec $(LOCAL) isolated -- python docs/screenshots.py $(ARGS)
