@@ -2,15 +2,20 @@
 at most a job that is due."""
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final
 from uuid import UUID
 
 from celery import Task, shared_task
+from django.db import InterfaceError, OperationalError, connection
 
 from queues import broker, worker_process
 from queues.broker import CANARY_TASK, CHECK_TASK, TASK
 
 log = logging.getLogger(__name__)
+
+DATABASE_PAUSE: Final = 1.0
 
 
 @shared_task(name=TASK, ignore_result=True, bind=True)
@@ -23,7 +28,7 @@ def run(task: Task, ids: Sequence[str]) -> None:
         broker.publish([((task.request.delivery_info or {}).get("routing_key") or "tier2", parsed)])
         return
     if parsed:
-        runner.run(parsed)
+        _bounded(runner.run, parsed)
 
 
 @shared_task(name=CHECK_TASK, ignore_result=True)
@@ -31,13 +36,23 @@ def check(ids: Sequence[str]) -> None:
     """Ask the checks that are due of these jobs. A worker that stops leaves them to the next hint."""
     parsed = _parsed(ids)
     if parsed:
-        worker_process.runner().check(parsed)
+        _bounded(worker_process.runner().check, parsed)
 
 
 @shared_task(name=CANARY_TASK, ignore_result=True)
 def canary(ids: Sequence[str]) -> None:
     """Show that this worker takes messages; sent by the heartbeat process beside it."""
     worker_process.runner().table.hear()
+
+
+def _bounded(act: Callable[[Sequence[UUID]], int], ids: Sequence[UUID]) -> None:
+    """Follow a hint. While the database is away the next one waits: taken at once, all would be burnt in a moment."""
+    try:
+        act(ids)
+    except (OperationalError, InterfaceError) as error:
+        connection.close()
+        log.warning("the database does not answer, %d jobs are left to the next hint: %s", len(ids), error)
+        threading.Event().wait(DATABASE_PAUSE)
 
 
 def _parsed(ids: Sequence[str]) -> list[UUID]:

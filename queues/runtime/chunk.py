@@ -167,8 +167,11 @@ class Runner:
         try:
             return lifecycle.claim(ids, worker=worker)
         except Error:
+            # Without a connection the statement was never sent.
+            sent = connection.connection is not None
             connection.close()
-            _give_back(ids, worker=worker)
+            if sent:
+                _give_back(ids, worker=worker)
             raise
 
     def _slot(self) -> Slot:

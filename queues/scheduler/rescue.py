@@ -16,5 +16,7 @@ def run_once() -> bool:
     if not ids:
         return False
     moved = lifecycle.rescue(ids)
-    log.warning("rescued %d runs whose lease ran out", len(moved))
+    # Another scheduler may have been faster.
+    if moved:
+        log.warning("rescued %d runs whose lease ran out", len(moved))
     return len(ids) == BATCH and bool(moved)
