@@ -30,7 +30,6 @@ class DueCheck:
     failures: str
     probe: bool
     trace: str | None
-    root: UUID
     reference: str | None
     check_failures: int
     waited: float
@@ -74,7 +73,7 @@ UPDATE queues_job j SET checks = j.checks + 1,
 FROM hit h WHERE {BETWEEN} AND j.id = h.id
 RETURNING j.id, j.fence, j.type, j.contract_version, j.attempt, j.begun, j.payload::text, j.idempotency_key, j."group",
   extract(epoch FROM j.accepted_at)::float8, extract(epoch FROM j.expires_at)::float8, j.failures::text, j.probe,
-  j.trace::text, j.root, j.reference, j.check_failures,
+  j.trace::text, j.reference, j.check_failures,
   extract(epoch FROM jobs_clock() - coalesce(j.finished_at, j.accepted_at))::float8, j.due_at
 """
 
