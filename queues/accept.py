@@ -20,6 +20,7 @@ from django.db import transaction
 
 from queues import backlog, broker, canonical, contract_rules, contracts, lifecycle
 from queues.contracts import Contract
+from queues.faults import fault
 from queues.lifecycle import NewJob
 from queues.request import (
     DedupeConflict,
@@ -244,7 +245,11 @@ def _conflict(job: NewJob, holder: UUID) -> DedupeConflict:
 
 
 def _publishing(hints: Sequence[tuple[str, Sequence[UUID]]]) -> Callable[[], object]:
-    return lambda: broker.publish(hints)
+    def publish() -> None:
+        fault("publish.before")
+        broker.publish(hints)
+
+    return publish
 
 
 def _prepare(item: Item, position: int) -> NewJob:

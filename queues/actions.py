@@ -1,12 +1,14 @@
 """What people and producers do to jobs: the lifecycle's statement and its audit entry, in one transaction."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 from uuid import UUID
 
 from django.db import transaction
 
 from queues import audit, broker, contracts, lifecycle
+from queues.faults import fault
 from queues.lifecycle import Edit
 from queues.models import Job
 from queues.states import REPLAYABLE, JobState, Reason, Resolution
@@ -62,6 +64,7 @@ def cancel_job(job_id: UUID, *, actor: str, reason: str, source: str, request_id
     with transaction.atomic():
         changed = lifecycle.cancel([job_id], reason=why)
         if changed:
+            transaction.on_commit(partial(fault, "cancel.committed"))
             one = changed[0]
             _audit("job.cancelled" if one.state == JobState.CANCELLED else "job.cancel_requested", job_id, actor=actor,
                    reason=reason, source=source, request_id=request_id, after={"state": one.state.value})  # fmt: skip
@@ -125,6 +128,7 @@ def replay_job(
     with transaction.atomic():
         child = lifecycle.replay(job_id, by=actor, edit=edit)
         if child is not None:
+            transaction.on_commit(partial(fault, "replay.committed"))
             _audit("job.replayed", job_id, actor=actor, reason=reason, source=source, request_id=request_id,
                    after={"replayed_by": str(child)} | ({"changed": diff} if edit else {}))  # fmt: skip
             lifecycle.touch_board()

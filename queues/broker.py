@@ -15,6 +15,8 @@ from celery import current_app, uuid
 from kombu import Connection, Producer
 from kombu.exceptions import ChannelError
 
+from queues.faults import fault
+
 TASK: Final = "queues.run"
 CHECK_TASK: Final = "queues.check"
 CANARY_TASK: Final = "queues.canary"
@@ -173,6 +175,7 @@ def publish(hints: Sequence[tuple[str, Sequence[UUID]]], *, task: str = TASK) ->
         return True
 
     def send(producer: Producer) -> bool:
+        fault("publish.inside")
         with producer.batch(max_size=len(hints) + 1):
             for name, ids in hints:
                 _send_one(producer, name, ids, task=task)

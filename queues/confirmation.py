@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from django.db import DataError, IntegrityError, connection, transaction
 from queues import actions, audit, contracts, lifecycle, retry
 from queues.actions import JobNotFound
 from queues.contracts import UnknownContract
+from queues.faults import fault
 from queues.lifecycle import Applied, Proof, Proven
 from queues.models import Callback, Job
 from queues.redaction import redact_text
@@ -56,11 +58,12 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What it did, and to which job: of a lineage, to the newest."""
+    """What it did, and to which job: of a lineage, to the newest. `heard`: it was kept before, word for word."""
 
     job_id: UUID | None
     applied: Applied
     state: JobState | None
+    heard: bool = False
 
 
 def confirm_job(
@@ -68,8 +71,9 @@ def confirm_job(
 ) -> Outcome:
     """Take the word of a person or a program with a key, and audit it. Raises: JobNotFound."""
     with transaction.atomic():
+        transaction.on_commit(partial(fault, "confirm.committed"))
         outcome = _apply(job_id, evidence, by=actor)
-        if outcome.applied not in (Applied.DUPLICATE, Applied.SUPERSEDED):
+        if outcome.applied not in (Applied.DUPLICATE, Applied.SUPERSEDED) and not outcome.heard:
             audit.record(
                 f"job.{'confirmed' if evidence.outcome == 'confirmed' else 'rejected'}_by_hand",
                 actor=actor,
@@ -98,6 +102,7 @@ def by_provider(type: str, *, webhook_id: str, job_id: UUID | None, evidence: Ev
         raise JobNotFound(str(job_id))
     # Written and committed first, then looked for: a finish that we do not see yet will see this row.
     callback = _remember(type, webhook_id, job_id, evidence)
+    fault("callback.kept")
     outcome = _apply_callbacks([callback]).get(callback) if callback is not None else None
     if outcome is not None:
         return outcome
@@ -118,13 +123,14 @@ def apply_pending(*, job_ids: Sequence[UUID] = (), within_seconds: float = KEEP_
 
     Without `job_ids`: those of which the callback or the reference was written in the last `within_seconds`.
     """
-    return len(_apply_callbacks(_matched(job_ids, within_seconds=within_seconds, limit=limit)))
+    found = _matched(job_ids, within_seconds=within_seconds, limit=limit)
+    return len(_apply_callbacks(found, skip_locked=True))
 
 
 def match_again(*, within_seconds: float, after: int, limit: int) -> int | None:
     """Look at the next matching callbacks past an id. Returns the last id of a full batch, None at the end."""
     found = _matched((), within_seconds=within_seconds, limit=limit, after=after)
-    _apply_callbacks(found)
+    _apply_callbacks(found, skip_locked=True)
     return found[-1] if len(found) == limit else None
 
 
@@ -186,12 +192,15 @@ def _matched(job_ids: Sequence[UUID], *, within_seconds: float, limit: int, afte
         return [row[0] for row in cursor.fetchall()]
 
 
-def _apply_callbacks(ids: Sequence[int]) -> dict[int, Outcome]:
-    """Apply callbacks of the inbox; what matches nothing stays. One that fails keeps no other waiting."""
+def _apply_callbacks(ids: Sequence[int], *, skip_locked: bool = False) -> dict[int, Outcome]:
+    """Apply callbacks of the inbox; what matches nothing stays. One that fails keeps no other waiting.
+
+    `skip_locked`: one that somebody else is about to apply is left to them; a sweep comes again.
+    """
     done: dict[int, Outcome] = {}
     for number in ids:
         try:
-            outcome = _apply_callback(number)
+            outcome = _apply_callback(number, skip_locked=skip_locked)
         except (DataError, IntegrityError):
             log.exception("callback %d cannot be applied", number)
             continue
@@ -200,10 +209,12 @@ def _apply_callbacks(ids: Sequence[int]) -> dict[int, Outcome]:
     return done
 
 
-def _apply_callback(number: int) -> Outcome | None:
+def _apply_callback(number: int, *, skip_locked: bool) -> Outcome | None:
     """Apply one callback, with its mark in one transaction."""
     with transaction.atomic():
-        callback = Callback.objects.select_for_update().filter(pk=number, applied_at=None).first()
+        callback = (
+            Callback.objects.select_for_update(skip_locked=skip_locked).filter(pk=number, applied_at=None).first()
+        )
         target = None if callback is None else _target_of(callback)
         if callback is None or target is None:
             return None
@@ -259,11 +270,11 @@ def _apply(job_id: UUID, evidence: Evidence, *, by: str | None = None) -> Outcom
         proven = found[0]
         first = first or proven
         if evidence.outcome == "rejected" or proven.applied is not Applied.LATE or proven.replayed_by is None:
-            return Outcome(job_id=proven.id, applied=proven.applied, state=proven.state)
+            return Outcome(job_id=proven.id, applied=proven.applied, state=proven.state, heard=proven.heard)
         job_id, fence = proven.replayed_by, None
     if first is None:
         raise JobNotFound(str(job_id))
-    return Outcome(job_id=first.id, applied=first.applied, state=first.state)
+    return Outcome(job_id=first.id, applied=first.applied, state=first.state, heard=first.heard)
 
 
 def _proof(job_id: UUID, evidence: Evidence, *, fence: int | None, by: str | None, root: UUID | None) -> Proof:

@@ -26,6 +26,7 @@ from standardwebhooks import Webhook
 
 from queues import outbound, secrets_box
 from queues.callback_tokens import callback_token
+from queues.faults import fault
 from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, PermanentError, Rejected, RetryLater
 from queues.redaction import redact_text
 
@@ -90,6 +91,7 @@ def deliver(job: JobContext, contract: Target) -> Confirmed | AwaitingConfirmati
     # An address that is refused is retried too: a mistake in the allowed ranges, or a resolver that answers with a
     # private address for a moment, must not bury thousands of jobs at once.
     answer = outbound.post(contract.target_url, body=body, headers=headers)
+    fault("http.answered")
     return _outcome(answer, host=urlsplit(contract.target_url).hostname or "")
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from queues.lifecycle.sql import EPOCH, delta, execute, minute, records
+from queues.lifecycle.sql import EPOCH, delta, execute, minute, records, transition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def insert(jobs: Sequence[NewJob]) -> list[Accepted]:
 
     Raises: OperationalError with 55P03 when an uncommitted holder of a key kept the statement waiting too long.
     """
-    rows = execute(ACCEPT, {"items": records(jobs)})
+    rows = transition("accept", ACCEPT, {"items": records(jobs)})
     return [Accepted(position=p, id=i, ready=r) for p, i, r in rows]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from queues.lifecycle.settle import LAST_CHECK, SETTLED_ROWS, fingerprint_of, with_failure
-from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, named, records, uuids
+from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, named, records, transition, uuids
 from queues.lifecycle.sweep import CHECKS_LOST_MOST, UNCONFIRMED_STORY
 from queues.states import JobState
 
@@ -136,12 +136,12 @@ SELECT j.id, j.due_at > jobs_now() FROM queues_job j WHERE j.id = ANY(%(ids)s::u
 
 def claim_checks(ids: Sequence[UUID]) -> list[DueCheck]:
     """Claim the checks that are due of these jobs."""
-    return [DueCheck(*row) for row in execute(CLAIM, named(ids))]
+    return [DueCheck(*row) for row in transition("check_claim", CLAIM, named(ids))]
 
 
 def finish_checks(ends: Sequence[CheckEnd]) -> dict[tuple[UUID, int], JobState]:
     """Write what checks found. Shape: (id, fence) → state; a pair that is missing was decided otherwise meanwhile."""
-    rows = execute(FINISH, {**named([end.id for end in ends]), "ends": records(ends)})
+    rows = transition("check_finish", FINISH, {**named([end.id for end in ends]), "ends": records(ends)})
     return {(job_id, fence): JobState(state) for job_id, fence, state in rows}
 
 

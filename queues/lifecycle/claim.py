@@ -6,7 +6,7 @@ from uuid import UUID
 
 from django.db import transaction
 
-from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named, uuids
+from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named, transition, uuids
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Due:
 
 def claim(ids: Sequence[UUID], *, worker: str) -> list[Run]:
     """Start a run of each job that is due; the others are not named, since nothing was promised for them."""
-    rows = execute(CLAIM, {**named(ids), "alone": len(ids) == 1, "worker": worker})
+    rows = transition("claim", CLAIM, {**named(ids), "alone": len(ids) == 1, "worker": worker})
     return [Run(*row) for row in rows]
 
 
@@ -150,7 +150,7 @@ def heartbeat(runs: Sequence[tuple[UUID, int, float]]) -> dict[tuple[UUID, int],
     """Extend the leases of (id, fence, lease seconds) in hand. Shape: the pairs that still hold → cancel requested."""
     ids = [run[0] for run in runs]
     params = {**named(ids), "fences": [run[1] for run in runs], "leases": [run[2] for run in runs]}
-    return {(i, fence): cancel for i, fence, cancel in execute(HEARTBEAT, params)}
+    return {(i, fence): cancel for i, fence, cancel in transition("heartbeat", HEARTBEAT, params)}
 
 
 def claimed_by(ids: Sequence[UUID], *, worker: str) -> list[tuple[UUID, int]]:

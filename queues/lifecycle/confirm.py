@@ -9,7 +9,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from queues.lifecycle.settle import SETTLED_ROWS, fingerprint_of, with_failure
-from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, named, records
+from queues.lifecycle.sql import BETWEEN, STATE, delta, named, records, transition
 from queues.states import JobState
 
 
@@ -55,13 +55,14 @@ class Proof:
 
 @dataclass(frozen=True, kw_only=True)
 class Proven:
-    """What became of it. `replayed_by` is set where the lineage goes on."""
+    """What became of it. `replayed_by` is set where the lineage goes on; `heard`: kept before, word for word."""
 
     id: UUID
     applied: Applied
     state: JobState
     replayed_by: UUID | None
     root: UUID
+    heard: bool
 
 
 NOTES_KEPT = 20
@@ -77,7 +78,7 @@ WITH item AS (
     retryable boolean, fence integer, retry_in float8, by text, root uuid)
 ), hit AS MATERIALIZED (
   SELECT i.*, j.state AS was, now.at AS now, coalesce(i.fence, j.fence) AS run, j.replayed_by, j.root AS lineage,
-    j.evidence ->> 'ref' AS known, CASE
+    j.evidence ->> 'ref' AS known, coalesce(j.late_evidence, '[]') AS notes, CASE
       WHEN i.positive THEN CASE
         WHEN {STATE} IN ('accepted', 'retrying', 'awaiting_confirmation') THEN 'confirmed'
         WHEN {STATE} = 'processing' AND j.evidence IS NULL THEN 'kept'
@@ -96,12 +97,16 @@ WITH item AS (
   CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[])
   ORDER BY j.id FOR UPDATE OF j
-), told AS (
+), said AS (
   -- A second reference for one business action is kept as well: it may mean that the action happened twice.
   SELECT h.*, applied IN ('late', 'contradiction', 'superseded')
     OR (applied = 'duplicate' AND positive AND ref IS NOT NULL AND ref IS DISTINCT FROM known) AS note,
-    {_SAID} AS said
+    {_SAID} AS said, CASE WHEN positive THEN 'confirmed' ELSE 'rejected' END AS outcome
   FROM hit h
+), told AS (
+  SELECT h.*, note AND EXISTS (SELECT FROM jsonb_array_elements(notes) AS e
+    WHERE e - 'at' = said || jsonb_build_object('outcome', outcome)) AS heard
+  FROM said h
 ), changed AS (
   UPDATE queues_job j SET
     state = CASE h.applied WHEN 'confirmed' THEN 'confirmed' WHEN 'rejected' THEN 'dead' WHEN 'retrying' THEN 'retrying'
@@ -122,14 +127,11 @@ WITH item AS (
       {with_failure(_STORY)} ELSE j.failures END,
     fingerprint = CASE WHEN h.applied IN ('rejected', 'retrying') THEN {fingerprint_of("Rejected")}
       ELSE j.fingerprint END,
-    late_evidence = CASE WHEN h.note AND jsonb_array_length(coalesce(j.late_evidence, '[]')) < {NOTES_KEPT}
-        AND NOT EXISTS (SELECT FROM jsonb_array_elements(coalesce(j.late_evidence, '[]')) AS e
-          WHERE e - 'at' = h.said || jsonb_build_object('outcome', h.outcome))
-      THEN coalesce(j.late_evidence, '[]') || jsonb_build_array(
-        h.said || jsonb_build_object('outcome', h.outcome, 'at', h.now))
+    late_evidence = CASE WHEN h.note AND jsonb_array_length(h.notes) < {NOTES_KEPT}
+      THEN h.notes || jsonb_build_array(h.said || jsonb_build_object('outcome', h.outcome, 'at', h.now))
       ELSE j.late_evidence END
-  FROM (SELECT t.*, CASE WHEN positive THEN 'confirmed' ELSE 'rejected' END AS outcome FROM told t) AS h
-  WHERE {BETWEEN} AND j.id = h.id AND (h.note OR h.applied IN ('confirmed', 'kept', 'rejected', 'retrying'))
+  FROM told h WHERE {BETWEEN} AND j.id = h.id
+    AND ((h.note AND NOT h.heard) OR h.applied IN ('confirmed', 'kept', 'rejected', 'retrying'))
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.applied, h.now
 ), moved AS (SELECT * FROM changed WHERE state <> was),
@@ -139,15 +141,15 @@ counted AS ({delta(*SETTLED_ROWS)}), noted AS (
     CASE applied WHEN 'late' THEN 'late_evidence' ELSE 'contradictions' END, -1, 1, 0
   FROM changed WHERE applied IN ('late', 'contradiction')
 )
-SELECT t.id, t.applied, coalesce(c.state, t.was), t.replayed_by, t.lineage
+SELECT t.id, t.applied, coalesce(c.state, t.was), t.replayed_by, t.lineage, t.heard
 FROM told t LEFT JOIN changed c ON c.id = t.id
 """
 
 
 def confirm(proofs: Sequence[Proof]) -> list[Proven]:
     """Apply evidence, at most one piece for each job. A job that does not come back is not there."""
-    rows = execute(CONFIRM, {**named([proof.id for proof in proofs]), "proofs": records(proofs)})
+    rows = transition("confirm", CONFIRM, {**named([proof.id for proof in proofs]), "proofs": records(proofs)})
     return [
-        Proven(id=i, applied=Applied(applied), state=JobState(state), replayed_by=child, root=root)
-        for i, applied, state, child, root in rows
+        Proven(id=i, applied=Applied(applied), state=JobState(state), replayed_by=child, root=root, heard=heard)
+        for i, applied, state, child, root, heard in rows
     ]

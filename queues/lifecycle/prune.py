@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from queues.lifecycle.sql import execute, uuids
+from queues.lifecycle.sql import execute, transition, uuids
 
 STAY_MOST = 5000
 """With more jobs that stay a partition is not swapped: the copy would hold up its writers."""
@@ -70,7 +70,7 @@ def prune_day(day: dt.date, *, after: UUID | None = None, most: int, remove: boo
     What belongs to those that may go is removed. They themselves go at once with `remove`; without it they wait for a
     swap, apart from those that could be replayed meanwhile.
     """
-    rows = execute(PRUNE, {"day": day, "after": after, "most": most, "remove": remove})
+    rows = transition("prune_day", PRUNE, {"day": day, "after": after, "most": most, "remove": remove})
     seen, last, may_go, removed, stay, stay_bytes = rows[0]
     if seen is None:
         return None
@@ -79,7 +79,7 @@ def prune_day(day: dt.date, *, after: UUID | None = None, most: int, remove: boo
 
 def swap_day(day: dt.date, *, stay: Sequence[UUID]) -> Swap:
     """Replace the partition of a day, all of which was looked at, by one with the jobs that stay."""
-    return Swap(execute(SWAP, {"day": day, "stay": uuids(stay)})[0][0])
+    return Swap(transition("prune_swap", SWAP, {"day": day, "stay": uuids(stay)})[0][0])
 
 
 def prune_callbacks(*, limit: int) -> int:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from queues.lifecycle.accept import idempotency_key
 from queues.lifecycle.settle import SETTLED_ROWS
-from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named
+from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named, transition
 from queues.states import JobState, Reason
 
 
@@ -128,7 +128,7 @@ SELECT id FROM child
 
 def cancel(ids: Sequence[UUID], *, reason: Reason) -> list[Cancelled]:
     """Cancel waiting jobs and ask running ones to stop. A job that does not come back was settled or asked before."""
-    rows = execute(CANCEL, {**named(ids), "reason": reason.value})
+    rows = transition("cancel", CANCEL, {**named(ids), "reason": reason.value})
     return [Cancelled(id=i, state=JobState(state), may_have_acted=acted) for i, state, acted in rows]
 
 
@@ -151,5 +151,5 @@ def replay(job_id: UUID, *, by: str, edit: Edit | None = None) -> UUID | None:
         "request_hash": edit.request_hash if edit else None,
         "key": edit.dedupe_key if edit else None,
     }
-    rows = execute(REPLAY, {**named([job_id]), **params})
+    rows = transition("replay", REPLAY, {**named([job_id]), **params})
     return rows[0][0] if rows else None

@@ -1,6 +1,6 @@
 """Fold deltas into rollups: whoever deletes a delta adds it, in one statement, so any number of folders is exact."""
 
-from queues.lifecycle.sql import execute
+from queues.lifecycle.sql import execute, transition
 
 _COUNTS = (
     "ready", "in_window", "excluded", "accepted", "duplicates", "confirmed", "dead", "expired", "cancelled",
@@ -42,7 +42,7 @@ SELECT count(*) FROM taken
 
 def fold(*, limit: int = 20_000) -> int:
     """Add up to `limit` deltas to minute, hour and day; returns how many."""
-    return int(execute(FOLD, {"limit": limit})[0][0])
+    return int(transition("fold", FOLD, {"limit": limit})[0][0])
 
 
 def touch_board() -> None:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from queues.lifecycle.sql import BETWEEN, EPOCH, delta, execute, minute, named, records, uuids
+from queues.lifecycle.sql import BETWEEN, EPOCH, delta, execute, minute, named, records, transition, uuids
 from queues.states import REASON_CODES, JobState
 
 
@@ -198,7 +198,7 @@ def settle(ends: Sequence[End]) -> dict[tuple[UUID, int], JobState]:
     A pair that is missing was superseded: its lease was lost, and another run or a sweep decided.
     """
     sql = SETTLE_REFERRED if any(end.reference for end in ends) else SETTLE
-    rows = execute(sql, {**named([end.id for end in ends]), "ends": records(ends)})
+    rows = transition("finish", sql, {**named([end.id for end in ends]), "ends": records(ends)})
     return {(job_id, fence): JobState(state) for job_id, fence, state in rows}
 
 

@@ -7,6 +7,8 @@ from uuid import UUID
 import msgspec
 from django.db import connection
 
+from queues.faults import fault
+
 STATE = "(j.state || '')"
 """The state as an expression: a statement that names its ids must find them by the primary key. With the bare column
 the planner takes a partial index of some state when it believes that few rows are in it, and reads them all."""
@@ -74,3 +76,11 @@ def execute(sql: str, params: Mapping[str, Any] | Sequence[Any]) -> list[tuple[A
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         return list(cursor.fetchall()) if cursor.description else []
+
+
+def transition(name: str, sql: str, params: Mapping[str, Any] | Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Run a statement that moves jobs; a test may stop it before and after (`queues.faults`)."""
+    fault(f"{name}.before")
+    rows = execute(sql, params)
+    fault(f"{name}.after")
+    return rows

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 
-from queues.lifecycle.sql import STATE, execute, uuids
+from queues.lifecycle.sql import STATE, execute, transition, uuids
 
 _HOLDS = f"""EXISTS (SELECT FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND j.fence = %(fence)s
   AND {STATE} = 'processing')"""
@@ -49,7 +49,7 @@ def keep_step(job_id: UUID, fence: int, *, root: UUID, name: str, result: str) -
     first one that was kept.
     """
     params = {"ids": uuids([job_id]), "id": job_id, "fence": fence, "root": root, "name": name, "result": result}
-    holds, kept = execute(KEEP, params)[0]
+    holds, kept = transition("step", KEEP, params)[0]
     return holds, msgspec.json.decode(kept)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from queues.lifecycle.settle import REJECTED, SETTLED_ROWS, fingerprint_of, with_failure
-from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, minute, named, uuids
+from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, minute, named, transition, uuids
 from queues.states import JobState
 
 # The contract of the job's own version; a version without a snapshot falls back to the newest one, and a job whose
@@ -131,7 +131,8 @@ def rescue(
 
     `blame` is False when we ended the process ourselves: that says nothing against the job.
     """
-    rows = execute(
+    rows = transition(
+        "rescue",
         RESCUE,
         {
             **named(ids),
@@ -150,7 +151,7 @@ def stale(*, limit: int) -> list[UUID]:
 
 def expire(ids: Sequence[UUID]) -> dict[UUID, JobState]:
     """End jobs past their max age, as their contract says."""
-    return {job_id: JobState(state) for job_id, state in execute(EXPIRE, {**named(ids)})}
+    return {job_id: JobState(state) for job_id, state in transition("expire", EXPIRE, {**named(ids)})}
 
 
 def overdue(*, limit: int) -> list[UUID]:
@@ -160,4 +161,4 @@ def overdue(*, limit: int) -> list[UUID]:
 
 def give_up_waiting(ids: Sequence[UUID]) -> dict[UUID, JobState]:
     """End the wait for a proof as the contract's `on_unconfirmed` says: run again, or dead, `unconfirmed`."""
-    return {job_id: JobState(state) for job_id, state in execute(GIVE_UP, {**named(ids)})}
+    return {job_id: JobState(state) for job_id, state in transition("give_up", GIVE_UP, {**named(ids)})}

@@ -13,6 +13,7 @@ from psycopg.pq import TransactionStatus
 
 from queues import contracts, handlers, http_target, lifecycle, retry
 from queues.contracts import Contract
+from queues.faults import fault
 from queues.fingerprint import fingerprint
 from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, RunSuperseded
 from queues.lifecycle import End, Run, Verdict
@@ -159,10 +160,14 @@ def _discard(connection: BaseDatabaseWrapper) -> None:
 
 
 def _call(context: JobContext, contract: Contract) -> Any:
+    fault("body.before")
     with limits.soft_limit(contract.soft_limit_seconds):
         if contract.handler == "http":
-            return http_target.deliver(context, contract)
-        return handlers.find(context.type).function(context)
+            outcome = http_target.deliver(context, contract)
+        else:
+            outcome = handlers.find(context.type).function(context)
+    fault("body.after")
+    return outcome
 
 
 def _judge(run: Run, outcome: Any, contract: Contract, started: float) -> End:

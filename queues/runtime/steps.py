@@ -9,6 +9,7 @@ import msgspec
 from django.db import Error, connection
 
 from queues import lifecycle
+from queues.faults import fault
 from queues.handlers import RunSuperseded, StepInvalid
 from queues.lifecycle import Run
 from queues.runtime import leases, story
@@ -43,7 +44,7 @@ class RunSteps:
             raise RunSuperseded(f"job {run.id}: run {run.fence} is no longer the job's; step {name!r} was not begun")
         if found:
             return result
-        holds, kept = self._keep(name, encoded(name, function()))
+        holds, kept = self._keep(name, _done(name, function))
         if not holds:
             raise RunSuperseded(f"job {run.id}: run {run.fence} lost its lease during step {name!r}, which is kept")
         return kept
@@ -73,6 +74,12 @@ class RunSteps:
                     raise
                 threading.Event().wait(pause)
                 pause, tries = pause * 2, tries + 1
+
+
+def _done(name: str, function: Callable[[], Any]) -> str:
+    result = function()
+    fault("step.done")
+    return encoded(name, result)
 
 
 def check_name(name: str) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from queues import broker, confirmation, contracts, lifecycle, workers
 from queues.contracts import Contract
+from queues.faults import fault
 
 BATCH: Final = 500
 SLOTS_SHARE: Final = 4
@@ -25,7 +26,10 @@ _READ_EVERY: Final = 1.0
 def end_waits() -> bool:
     """End one batch of waits whose deadline passed."""
     ids = lifecycle.overdue(limit=BATCH)
-    return bool(ids) and bool(lifecycle.give_up_waiting(ids)) and len(ids) == BATCH
+    if not ids:
+        return False
+    fault("give_up.selected")
+    return bool(lifecycle.give_up_waiting(ids)) and len(ids) == BATCH
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from typing import Final
 
 from queues import lifecycle
+from queues.faults import fault
 
 BATCH: Final = 500
 
@@ -10,4 +11,7 @@ BATCH: Final = 500
 def run_once() -> bool:
     """Expire one batch."""
     ids = lifecycle.stale(limit=BATCH)
-    return bool(ids) and bool(lifecycle.expire(ids)) and len(ids) == BATCH
+    if not ids:
+        return False
+    fault("expire.selected")
+    return bool(lifecycle.expire(ids)) and len(ids) == BATCH

@@ -4,6 +4,7 @@ import logging
 from typing import Final
 
 from queues import lifecycle
+from queues.faults import fault
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +16,7 @@ def run_once() -> bool:
     ids = lifecycle.lost(limit=BATCH)
     if not ids:
         return False
+    fault("rescue.selected")
     moved = lifecycle.rescue(ids)
     # Another scheduler may have been faster.
     if moved:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from queues import broker, contracts, histogram, lifecycle, outcomes, workers
 from queues.contracts import Contract
+from queues.faults import fault
 from queues.lifecycle import Due
 
 CHUNK_SECONDS: Final = 0.1
@@ -67,6 +68,7 @@ class Stage:
                 self._forget(name)
                 walk.append((tier, name, room[name] * self._pace(name).chunk + len(self.sent.get(name, ()))))
         found = lifecycle.stageable(walk) if walk else {}
+        fault("stage.selected")
         self.busy |= found.keys()
         fresh = {name: self._fresh(name, rows, room[name]) for name, rows in found.items()}
         return self._publish({name: rows for name, rows in fresh.items() if rows}, current)

@@ -253,7 +253,7 @@ def test_late_evidence_is_kept_and_counted(state: JobState) -> None:
     assert now.state == state and now.late_evidence is not None
     assert len(now.late_evidence) == 1, "the same word a second time is no second evidence"
     fold_all()
-    assert sql("SELECT sum(late_evidence) FROM queues_outcomerollup WHERE grain = 'day'") == [(2,)]
+    assert sql("SELECT sum(late_evidence) FROM queues_outcomerollup WHERE grain = 'day'") == [(1,)]
 
 
 def test_a_second_reference_for_one_action_is_kept() -> None:

@@ -1,0 +1,54 @@
+"""Named points at which a test lets the process die, an error come up, or the work stand still.
+
+A point costs one look at an empty dictionary. Nothing outside a test arms one: no setting, no variable, no request.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+STATEMENTS: Final = (
+    "accept", "cancel", "check_claim", "check_finish", "claim", "confirm", "expire", "finish", "fold", "give_up",
+    "heartbeat", "prune_day", "prune_swap", "replay", "rescue", "step",
+)  # fmt: skip
+"""Statements of `lifecycle`: `X.before` and `X.after`. Outside a transaction the latter is past the commit, and its
+answer is lost; inside one (cancel, replay, confirm) what belongs to it, such as the audit entry, is not written yet."""
+
+POINTS: Final = frozenset(
+    {f"{name}.{moment}" for name in STATEMENTS for moment in ("before", "after")}
+    | {
+        "publish.before",  # accepted and committed, its hint not sent
+        "publish.inside",  # connected to the broker, hint not sent
+        "body.before",  # claimed and begun, the handler not called
+        "body.after",  # the handler returned, its end not written
+        "http.answered",  # an HTTP target took the job, its answer not read
+        "step.done",  # a step of a handler was done, its result not kept
+        "cancel.committed",  # with its audit entry; whoever asked has no answer
+        "replay.committed",
+        "confirm.committed",
+        "callback.kept",  # a provider's word is in the inbox, its job not looked for
+        "rescue.selected",  # a sweep knows its jobs and has not touched them
+        "expire.selected",
+        "give_up.selected",
+        "stage.selected",  # the stage knows what is due and has sent no hint
+    }
+)
+
+_armed: dict[str, Callable[[], None]] = {}
+
+
+def fault(point: str) -> None:
+    """Let happen what a test armed at this point."""
+    if _armed and (strike := _armed.get(point)) is not None:
+        strike()
+
+
+def arm(point: str, strike: Callable[[], None]) -> None:
+    """Call `strike` whenever this process comes to a point. Raises: ValueError."""
+    if point not in POINTS:
+        raise ValueError(f"there is no fault point {point!r}")
+    _armed[point] = strike
+
+
+def disarm() -> None:
+    """Let nothing happen any more."""
+    _armed.clear()
