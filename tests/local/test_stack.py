@@ -250,6 +250,27 @@ def test_what_was_skipped_is_said(tmp_path: Path) -> None:
     assert summary(report) == "1 passed, 1 failed, 0 errors, 2 SKIPPED: 2 x no Chromium"
 
 
+@pytest.mark.parametrize(
+    ("slow", "others", "code"), [("exit 0", "exit 0", 0), ("kill -9 $$", "exit 0", 9), ("exit 0", "exit 3", 3)]
+)
+def test_a_half_of_the_tests_that_fails_or_is_killed_fails_the_whole(
+    tmp_path: Path, slow: str, others: str, code: int
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@"\ncase "$*" in *"not ("*) {others};; *) {slow};; esac\n')
+    python.chmod(0o700)
+    program = (
+        "import sys; from jobsboard.local import commands; sys.executable = sys.argv[1];"
+        "sys.exit(commands.run_tests([], isolation=commands.Isolation()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(python)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert sorted(filter(None, done.stdout.splitlines())) == [
+        "-m jobsboard.local test -m acceptance or browser",
+        "-m jobsboard.local test -m not (acceptance or browser)",
+    ]
+
+
 # Servers
 
 
