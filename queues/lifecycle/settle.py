@@ -183,11 +183,13 @@ SETTLE_REFERRED = _SETTLE.replace(
 )""",
 )
 
+# An end whose answer was lost is written again and finds what it did itself: that is no stale write.
 SUPERSEDED = """
 INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
 SELECT date_trunc('minute', jobs_clock()), j.type, j.tier, 'superseded', -1, count(*), 0
 FROM queues_job j JOIN unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fence) ON i.id = j.id
-WHERE j.id = ANY(%(ids)s::uuid[]) AND (j.fence > i.fence OR j.state IN ('accepted', 'retrying'))
+WHERE j.id = ANY(%(ids)s::uuid[])
+  AND (j.fence > i.fence OR (j.state = 'retrying' AND j.failures -> -1 ->> 'error_class' = 'WorkerLost'))
 GROUP BY j.type, j.tier
 """
 

@@ -1,21 +1,20 @@
-"""Transitions that meet on one job, or on the same jobs in opposite order."""
+"""Transitions by many at once: on one job, or on the same jobs in opposite order. Two on one job: test_race_matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
 from uuid import UUID, uuid4
 
 import pytest
-from django.db import OperationalError, connection, transaction
+from django.db import transaction
 
 from queues import actions, broker, contracts, lifecycle
 from queues.accept import enqueue
 from queues.lifecycle import End, Verdict
 from queues.models import JobType
-from queues.states import JobState, Reason
-from tests.concurrency.rivals import Rival, commit_then_lie, outcomes, together
+from queues.states import Reason
+from tests.concurrency.rivals import outcomes, together
 from tests.factories import (
     TYPE,
     WORKER,
@@ -24,17 +23,13 @@ from tests.factories import (
     confirmed,
     failed,
     fold_all,
-    get,
-    lose_lease,
     make_type,
-    set_columns,
     sql,
     state_counts,
     true_counts,
 )
 
 pytestmark = [pytest.mark.concurrency, pytest.mark.usefixtures("transactional_db", "kind")]
-Act = Callable[[UUID], object]
 
 
 @pytest.fixture
@@ -46,92 +41,11 @@ def kind(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> JobType:
     return made
 
 
-def _end(verdict: Verdict, **values: Any) -> Act:
-    return lambda i: lifecycle.settle([End(id=i, fence=1, verdict=verdict, **values)])
-
-
-ACTS: Final[dict[str, Act]] = {
-    "confirm": _end(Verdict.CONFIRMED, evidence={"kind": "return", "ref": None, "late": False}),
-    "fail": _end(Verdict.FAILED, failure={"error_class": "Boom"}),
-    "bury": _end(Verdict.FAILED, reason="permanent_error"),
-    "release": _end(Verdict.RELEASED),
-    "rescue": lambda i: lifecycle.rescue([i]),
-    "heartbeat": lambda i: lifecycle.heartbeat([(i, 1, 15.0)]),
-    "cancel": lambda i: lifecycle.cancel([i], reason=Reason.OPERATOR),
-    "claim": lambda i: lifecycle.claim([i], worker="other"),
-    "expire": lambda i: lifecycle.expire([i]),
-    "replay": lambda i: lifecycle.replay(i, by="me"),
-    "close": lambda i: lifecycle.close_dead_letters([i], resolution="ignored", by="me"),
-}
-
-
-def _running() -> UUID:
-    [job_id] = accept()
-    claim([job_id])
-    lose_lease(job_id)
-    return job_id
-
-
-def _waiting() -> UUID:
-    return accept()[0]
-
-
-def _stale() -> UUID:
-    [job_id] = accept()
-    set_columns(job_id, raw_expires_at="jobs_now() - interval '1 s'")
-    return job_id
-
-
 def _dead() -> UUID:
     receipt = enqueue(TYPE, {"n": 1}, dedupe_key=f"k{uuid4()}")
     [run] = claim([receipt.job_id])
     lifecycle.settle([failed(run, reason="permanent_error")])
     return receipt.job_id
-
-
-CASES: Final = [
-    *((_running, first) for first in ("confirm", "fail", "bury", "release", "rescue", "heartbeat", "cancel")),
-    *((_waiting, first) for first in ("claim", "cancel")),
-    *((_stale, first) for first in ("expire", "cancel")),
-    *((_dead, first) for first in ("replay", "close")),
-]
-
-
-def _look(job_id: UUID) -> tuple[object, ...]:
-    job = get(job_id)
-    return (
-        job.state, job.reason, job.resolution, job.cancel_requested, job.attempt, job.fence, job.begun, job.crashes,
-        job.replayed_by is not None, job.evidence is not None, len(job.failures), job.due_at is None,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(("make", "first"), CASES, ids=lambda v: v if isinstance(v, str) else v.__name__.strip("_"))
-def test_two_transitions_on_one_job_have_one_winner(make: Callable[[], UUID], first: str) -> None:
-    """I-09, I-10, I-30, I-31: while one statement holds the job every other one comes. Who waited acts on what the
-    winner left, as if it had come later; who skipped changed nothing. The counts say the same."""
-    waited = set()
-    for second, act in ACTS.items():
-        alone, one_by_one, raced = make(), make(), make()
-        assert ACTS[first](alone)
-        ACTS[first](one_by_one)
-        act(one_by_one)
-        with transaction.atomic():
-            assert ACTS[first](raced)
-            rival = Rival(partial(act, raced))
-            blocked = rival.waits()
-        answer = rival.outcome()
-        if blocked:
-            waited.add(second)
-            assert _look(raced) == _look(one_by_one), f"{first} then {second}"
-        else:
-            assert not answer, f"{second} did not wait for {first} and did something"
-            assert _look(raced) == _look(alone), f"{second} beside {first}"
-    # Settling and cancelling wait for the row they name; claims and sweeps pass by and come again.
-    if make is _running:
-        assert {"confirm", "fail", "bury", "release", "cancel"} - {first} <= waited
-    assert waited.isdisjoint({"claim", "rescue", "expire"})
-    fold_all()
-    assert state_counts() == true_counts()
 
 
 def test_a_job_is_claimed_once() -> None:
@@ -202,38 +116,3 @@ def test_folding_in_three_threads_is_exact() -> None:
     sums = ", ".join(f"sum({name})::integer" for name in names)
     assert sql(f"SELECT {sums} FROM queues_outcomerollup GROUP BY grain") == [(80,) * 5] * 3
     assert state_counts() == {}
-
-
-def _lied_to(work: Callable[[], object]) -> None:
-    with pytest.raises(OperationalError), commit_then_lie(), transaction.atomic():
-        work()
-    connection.close()
-
-
-def test_a_commit_whose_answer_was_lost_is_done_once() -> None:
-    """I-03: accept, claim, finish, cancel and replay commit, the caller hears an error and does it again."""
-    _lied_to(lambda: enqueue(TYPE, {"n": 1}, dedupe_key="k"))
-    again = enqueue(TYPE, {"n": 1}, dedupe_key="k")
-    assert again.duplicate
-    [other] = accept()
-
-    _lied_to(lambda: lifecycle.claim([again.job_id], worker=WORKER))
-    assert lifecycle.claim([again.job_id], worker=WORKER) == []
-    assert get(again.job_id).fence == 1, "nobody runs it: no heartbeat names it, its lease ends, it is rescued"
-
-    end = End(id=again.job_id, fence=1, verdict=Verdict.FAILED, reason="rejected")
-    _lied_to(lambda: lifecycle.settle([end]))
-    assert lifecycle.settle([end]) == {}
-
-    _lied_to(lambda: lifecycle.replay(again.job_id, by="me"))
-    assert lifecycle.replay(again.job_id, by="me") is None
-
-    _lied_to(lambda: actions.cancel_job(other, actor="me", reason="", source="ui"))
-    told = actions.cancel_job(other, actor="me", reason="", source="ui")
-    assert (told.state, told.changed) == (JobState.CANCELLED, False)
-
-    assert sql("SELECT state, count(*) FROM queues_job GROUP BY 1 ORDER BY 1") == [
-        ("accepted", 1), ("cancelled", 1), ("dead", 1),
-    ]  # fmt: skip
-    fold_all()
-    assert state_counts() == true_counts() == {"accepted": 1}
