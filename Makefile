@@ -44,6 +44,18 @@ bench: $(STAMP) ## measure throughput on servers of its own
 chaos: $(STAMP) ## kill and starve a whole stack of its own, then check that nothing is lost or doubled (SEED=...)
 	@exec $(LOCAL) isolated -- python -m benchmarks.chaos $(ARGS)
 
+.PHONY: cells
+cells: $(STAMP) ## five public fault cells and four more, Jobsboard beside plain Celery (ARGS="--only crash_recovery")
+	@exec $(LOCAL) isolated -- python -m benchmarks.cells $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## send what the OpenAPI document allows, and what it does not, to a stack of its own for 5 minutes
+	@exec $(LOCAL) isolated -- python -m benchmarks.fuzz_api $(ARGS)
+
+.PHONY: mutations
+mutations: $(STAMP) ## break promises in copies of the tree and name the tests that go red
+	@exec $(PYTHON) -m benchmarks.mutations $(ARGS)
+
 .PHONY: screenshots
 screenshots: $(STAMP) ## take the pictures of the documentation
 	@exec $(LOCAL) isolated -- python docs/screenshots.py $(ARGS)
