@@ -49,7 +49,7 @@ cells: $(STAMP) ## five public fault cells and four more, Jobsboard beside plain
 	@exec $(LOCAL) isolated -- python -m benchmarks.cells $(ARGS)
 
 .PHONY: fuzz
-fuzz: $(STAMP) ## send what the OpenAPI document allows, and what it does not, to a stack of its own for 5 minutes
+fuzz: $(STAMP) ## fuzz the HTTP API of a stack of its own for 5 minutes (SEED=..., ARGS="--seconds 60")
 	@exec $(LOCAL) isolated -- python -m benchmarks.fuzz_api $(ARGS)
 
 .PHONY: mutations

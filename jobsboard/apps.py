@@ -10,8 +10,10 @@ class JobsboardConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register services; nothing is imported before the models exist."""
-        from jobsboard import accounts
+        """Register checks and services; nothing is imported before the models exist."""
+        from jobsboard import accounts, checks
         from queues.scheduler import Service, register
+
+        checks.connect()
 
         register(Service(name="login-attempts", every_seconds=3600.0, run_once=accounts.forget_attempts))

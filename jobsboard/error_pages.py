@@ -20,6 +20,7 @@ _SAYS: Final = {
     404: "There is no such page.",
     500: "Something failed on our side.",
 }
+_CODES: Final = {400: "bad_request", 403: "forbidden", 404: "not_found", 500: "internal_error"}
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -52,7 +53,7 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 def _page(request: HttpRequest, status: int) -> HttpResponse:
     if request.path.startswith(access.PREFIX):
-        return problems.answer(request, Problem("error", _SAYS[status], status=status))
+        return problems.answer(request, Problem(_CODES[status], _SAYS[status], status=status))
     request_id = problems.request_id(request)
     try:
         # Not the request itself: no context processor may fail inside an error page, or ask the database.

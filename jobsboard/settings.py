@@ -18,7 +18,9 @@ CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
 OUTBOUND_ALLOWED_CIDRS = env.networks("OUTBOUND_ALLOWED_CIDRS")
 METRICS_TOKEN = env.text("METRICS_TOKEN", "")
 JOBSBOARD_HANDLERS = env.words("JOBSBOARD_HANDLERS")
+REQUEST_BODY_SECONDS = env.seconds("REQUEST_BODY_SECONDS", 30, least=1)
 WORKER_DEAF_SECONDS = env.seconds("WORKER_DEAF_SECONDS", 75)
+ALLOW_NONDURABLE_DATABASE = env.flag("ALLOW_NONDURABLE_DATABASE")
 JOBSBOARD_ENVIRONMENT = env.text("JOBSBOARD_ENVIRONMENT", "local")
 
 INSTALLED_APPS = [
@@ -36,6 +38,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "jobsboard.middleware.RequestIdMiddleware",
+    "jobsboard.slow_bodies.SlowBodiesMiddleware",
     "jobsboard.middleware.SecurityHeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",

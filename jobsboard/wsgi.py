@@ -2,8 +2,17 @@
 
 import os
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.wsgi import get_wsgi_application
+
+from jobsboard import checks
+from jobsboard.api import unread
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "jobsboard.settings")
 
-application = get_wsgi_application()
+try:
+    application = get_wsgi_application()
+except ImproperlyConfigured as error:
+    checks.end("web", [str(error)], code=checks.LOAD_ERROR)
+checks.refuse_to_start("web", code=checks.LOAD_ERROR)
+unread.use_problems()

@@ -36,6 +36,15 @@ def reseal(sealed: bytes | memoryview) -> bytes:
     return seal(open(sealed))
 
 
+def check_keys() -> None:
+    """Look whether ENCRYPTION_KEYS can be used; without any, no secret can be stored, which is allowed.
+
+    Raises: ImproperlyConfigured.
+    """
+    if settings.ENCRYPTION_KEYS:
+        _box(tuple(settings.ENCRYPTION_KEYS))
+
+
 @functools.lru_cache(maxsize=4)
 def _box(keys: tuple[str, ...]) -> MultiFernet:
     if not keys:

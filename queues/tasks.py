@@ -48,7 +48,8 @@ def canary(ids: Sequence[str]) -> None:
 def _bounded(act: Callable[[Sequence[UUID]], int], ids: Sequence[UUID]) -> None:
     """Follow a hint. While the database is away the next one waits: taken at once, all would be burnt in a moment."""
     try:
-        act(ids)
+        with worker_process.undisturbed():
+            act(ids)
     except (OperationalError, InterfaceError) as error:
         connection.close()
         log.warning("the database does not answer, %d jobs are left to the next hint: %s", len(ids), error)

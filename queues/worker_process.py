@@ -1,12 +1,15 @@
 """How a Celery worker becomes ours: lease map and heartbeat process before the pool forks, a runner in each body's
 process, draining on SIGTERM. Connected to Celery's signals by `QueuesConfig.ready`."""
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from celery import signals
@@ -26,6 +29,8 @@ class _Worker:
     table: LeaseTable | None = None
     runner: Runner | None = None
     heart: "subprocess.Popen[bytes] | None" = None
+    main_pid = 0
+    """The worker itself, whose signals Celery handles; 0 outside a worker."""
     lock = threading.Lock()
 
 
@@ -47,8 +52,36 @@ def connect() -> None:
     signals.task_prerun.connect(_close_broken_connections, weak=False)
 
 
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let the first SIGTERM to a pool process pass by the bodies that it runs meanwhile; a second one ends it.
+
+    systemd sends it to every process of a service, and the pool would raise SystemExit inside the body: the attempt
+    would be spent and its work done again elsewhere. To drain is the worker's own business, it got the signal as well.
+    """
+    if os.getpid() == _Worker.main_pid or not _Worker.main_pid or not _on_main_thread():
+        yield
+        return
+    # Asked first: the signal may come as soon as the handler is there.
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: _restore(before))
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _restore(before: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _on_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 def _start_heart(sender: Any, instance: Any, **_: Any) -> None:
     handlers.load(settings.JOBSBOARD_HANDLERS)
+    _Worker.main_pid = os.getpid()
     _Worker.table = LeaseTable()
     queues = sorted(instance.app.amqp.queues.consume_from)
     # A queue of this worker's own: what comes through it shows that this very worker hears the broker.

@@ -27,7 +27,7 @@ REF_MAX: Final = confirmation.REF_CHARACTERS
 DETAIL_MAX: Final = confirmation.DETAIL_CHARACTERS
 
 _COUNTS: Final = frozenset({Applied.CONFIRMED, Applied.KEPT, Applied.REJECTED, Applied.RETRYING})
-_CALLBACK_ERRORS: Final = {status: schemas.ERRORS[status] for status in (400, 404, 413, 415, 422, 503)}
+_CALLBACK_ERRORS: Final = {status: schemas.ERRORS[status] for status in (400, 404, 408, 411, 413, 415, 422, 503)}
 _SIGNED: Final = {
     "parameters": [
         {"in": "header", "name": name, "required": True, "schema": {"type": "string"}}

@@ -51,7 +51,7 @@ class Filter(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     openapi_extra=schemas.query(
         type=_TEXT,
         reason={"type": "string", "enum": list(DEAD_REASONS)},
-        fingerprint=_TEXT,
+        fingerprint={"type": "string", "pattern": f"^{_FINGERPRINT.pattern}$"},
         resolution={"type": "string", "enum": list(Resolution), "default": Resolution.OPEN},
         since={"type": "string", "format": "date-time"},
         until={"type": "string", "format": "date-time"},
@@ -106,9 +106,9 @@ def preflight_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
 
 @router.post(
     "/dead-letters/{job_id}/replay",
-    response={201: schemas.Job, **schemas.ERRORS},
+    response={201: schemas.ReplayedJob, **schemas.ERRORS},
     operation_id="replayDeadLetter",
-    openapi_extra=schemas.body(schemas.Reason),
+    openapi_extra=schemas.body(schemas.Replay),
 )
 def replay_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
     """Do the same as `/jobs/{id}/replay`."""

@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
+from jobsboard import slow_bodies
 from jobsboard.api.keys import Key
 from jobsboard.api.problems import Problem, request_id
 from queues import canonical
@@ -92,8 +94,12 @@ def check_type(request: HttpRequest) -> None:
 
 
 def read_bytes(request: HttpRequest, *, limit: int) -> bytes:
-    """Return the body as it came. Raises: Problem 413 above the limit, 411 where its end is unknown."""
-    if (request.META.get("CONTENT_LENGTH") or "0").isdigit() and int(request.META.get("CONTENT_LENGTH") or 0) > limit:
+    """Return the body as it came.
+
+    Raises: Problem 413 above the limit, 411 where its end is unknown, 400 where it ends early, 408 where it is late.
+    """
+    announced = request.META.get("CONTENT_LENGTH") or "0"
+    if announced.isdigit() and int(announced[:20]) > limit:
         raise _too_large(limit)
     stream: Any = request
     if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
@@ -103,21 +109,30 @@ def read_bytes(request: HttpRequest, *, limit: int) -> bytes:
         stream = request.META["wsgi.input"]
     pieces: list[bytes] = []
     size = 0
-    while piece := _read_some(stream, min(_CHUNK, limit + 1 - size)):
+    while piece := _read_some(request, stream, min(_CHUNK, limit + 1 - size)):
         pieces.append(piece)
         size += len(piece)
         if size > limit:
             raise _too_large(limit)
+    if stream is request and size != int(announced):
+        # What came may be whole JSON all the same, and not what the client meant to send.
+        raise _cut_short(request)
     return b"".join(pieces)
 
 
-def _read_some(stream: Any, size: int) -> bytes:
+def _read_some(request: HttpRequest, stream: Any, size: int) -> bytes:
     try:
         piece: bytes = stream.read(size)
-    except OSError:
-        # The client went away, or its chunks are not chunks.
-        raise Problem("bad_request", "The body could not be read to its end.", status=400) from None
+    except Exception:  # each server has errors of its own for a client that went away, or for chunks that are none
+        raise _cut_short(request) from None
     return piece
+
+
+def _cut_short(request: HttpRequest) -> Problem:
+    if slow_bodies.is_late(request):
+        detail = f"The body did not come within {settings.REQUEST_BODY_SECONDS} seconds."
+        return Problem("request_timeout", detail, status=408, headers={"Connection": "close"})
+    return Problem("bad_request", "The body could not be read to its end.", status=400)
 
 
 def read(body: bytes, shape: type[_T]) -> _T:

@@ -33,6 +33,7 @@ DELAY_MAX_SECONDS: Final = times.HORIZON.total_seconds()
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _TEXT: Final = {"type": "string"}
+_KEY_TEXT: Final = {"type": "string", "pattern": schemas.KEY}
 
 
 @router.post(
@@ -40,7 +41,7 @@ _TEXT: Final = {"type": "string"}
     response={201: schemas.Job, 200: schemas.Job, **schemas.ERRORS},
     operation_id="createJob",
     openapi_extra=schemas.body(schemas.OneJob)
-    | schemas.header("Idempotency-Key", {"type": "string", "description": "The dedupe key, instead of in the body."}),
+    | schemas.header("Idempotency-Key", {**_KEY_TEXT, "description": "The dedupe key, instead of in the body."}),
 )
 def create_job(request: HttpRequest) -> HttpResponse:
     """Accept a job durably. 201 is a new job; 200 the one that holds the key, with what has become of it."""
@@ -89,8 +90,8 @@ def create_jobs(request: HttpRequest) -> HttpResponse:
         type=_TEXT,
         state={"type": "string", "enum": list(JobState)},
         tier={"type": "integer", "enum": [1, 2, 3]},
-        group=_TEXT,
-        dedupe_key=_TEXT,
+        group=_KEY_TEXT,
+        dedupe_key=_KEY_TEXT,
         since={"type": "string", "format": "date-time"},
         until={"type": "string", "format": "date-time"},
         limit={"type": "integer", "minimum": 1, "maximum": listing.LIMIT_MAX, "default": listing.LIMIT_DEFAULT},

@@ -11,7 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 _State = Literal[
     "accepted", "processing", "awaiting_confirmation", "retrying", "confirmed", "dead", "expired", "cancelled"
 ]
-_KEY: Final = r"^[\x21-\x7e]{1,255}$"
+KEY: Final = r"^[\x21-\x7e]{1,255}$"
+"""A dedupe key, and a group."""
+# Some character that is no space; no U+0000, which PostgreSQL cannot keep.
+_WORDS: Final = r"^[^\x00]*[^\s\x00][^\x00]*$"
+_TEXT: Final = r"^[^\x00]*$"
 
 
 class Problem(BaseModel):
@@ -33,12 +37,12 @@ class OneJob(BaseModel):
 
     type: str
     payload: Any = Field(description="Any JSON; stored as sent. UTF-8, no repeated keys, 64 levels at most.")
-    dedupe_key: str | None = Field(default=None, pattern=_KEY)
-    group: str | None = Field(default=None, pattern=_KEY)
+    dedupe_key: str | None = Field(default=None, pattern=KEY)
+    group: str | None = Field(default=None, pattern=KEY)
     priority: int | None = Field(default=None, ge=-100, le=100, description="Higher first.")
     run_at: datetime | None = Field(default=None, description="Excludes delay_seconds. The past means now.")
-    delay_seconds: float | None = Field(default=None, ge=0)
-    max_age_seconds: float | None = Field(default=None, gt=0)
+    delay_seconds: float | None = Field(default=None, ge=0, le=366 * 86400)
+    max_age_seconds: float | None = Field(default=None, gt=0, le=365 * 86400)
 
 
 class Batch(BaseModel):
@@ -55,8 +59,10 @@ class Confirmation(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     outcome: Literal["confirmed", "rejected"]
-    ref: str | None = Field(default=None, max_length=1000, description="The reference that proves it.")
-    detail: str | None = Field(default=None, description="For people; what is beyond 2000 characters is cut off.")
+    ref: str | None = Field(default=None, max_length=1000, pattern=_TEXT, description="The reference that proves it.")
+    detail: str | None = Field(
+        default=None, pattern=_TEXT, description="For people; what is beyond 2000 characters is cut off."
+    )
     retryable: bool = Field(default=False, description="Of a rejection: another attempt may help.")
     run: int | None = Field(default=None, ge=1, le=2**31 - 1, description="Which run it is about; null: the current.")
 
@@ -72,14 +78,14 @@ class Reason(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    reason: str = Field(min_length=1, max_length=1000)
+    reason: str = Field(min_length=1, max_length=1000, pattern=_WORDS)
 
 
 class Replay(Reason):
     """A replay; `payload` and `dedupe_key` make it an edited one."""
 
     payload: Any = None
-    dedupe_key: str | None = Field(None, min_length=1, max_length=255)
+    dedupe_key: str | None = Field(None, pattern=KEY)
 
 
 class Evidence(BaseModel):
@@ -332,5 +338,5 @@ def header(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"parameters": [{"in": "header", "name": name, "required": False, "schema": schema}]}
 
 
-ERRORS: Final[dict[Any, Any]] = dict.fromkeys((400, 401, 403, 404, 409, 413, 415, 422, 429, 503), Problem)
+ERRORS: Final[dict[Any, Any]] = dict.fromkeys((400, 401, 403, 404, 408, 409, 411, 413, 415, 422, 429, 503), Problem)
 """What any call may answer beside its own."""

@@ -5,11 +5,14 @@ Not here: who may pass (`jobsboard.api.access`, called by the middleware before 
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, URLResolver, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
+from ninja.openapi.schema import OpenAPISchema
 from ninja.security import HttpBearer
 
 from jobsboard.api import confirmations, dead_letters, job_types, jobs, problems
@@ -31,8 +34,22 @@ class ApiKeyBearer(HttpBearer):
         """Never asked: `__call__` answers."""
 
 
+class Api(NinjaAPI):
+    """ninja's, whose document says that errors are problem documents; it knows one media type for all answers."""
+
+    def get_openapi_schema(self, **options: Any) -> OpenAPISchema:
+        """Return the OpenAPI document."""
+        schema = super().get_openapi_schema(**options)
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                for status, response in operation["responses"].items():
+                    if int(status) >= 400 and "application/json" in response.get("content", {}):
+                        response["content"] = {problems.CONTENT_TYPE: response["content"]["application/json"]}
+        return schema
+
+
 # docs_url: the bundled page loads scripts from elsewhere; the document itself is enough.
-api = NinjaAPI(
+api = Api(
     title="Jobsboard",
     version="1",
     docs_url=None,
@@ -57,6 +74,8 @@ def nothing_here(request: HttpRequest) -> HttpResponse:
 
 
 urlpatterns: list[URLPattern | URLResolver] = [
+    # Before ninja's own root, which answers a POST as a form that was forged.
+    path("v1/", nothing_here),
     path("v1/", api.urls),
     re_path(r"", nothing_here, name="api-nothing"),
 ]

@@ -87,20 +87,25 @@ class _Pending:
 
     def pass_time(self, clock: Clock, *, until: dt.datetime) -> None:
         """Go from one due time to the next."""
-        while (then := self._next(until)) is not None:
-            clock.move_to(then)
+        while True:
+            # Before the work, in which time goes on by itself: what falls due meanwhile is the next to be done.
+            seen = clock.now()
             self.do_all()
+            then = self._next(seen, until)
+            if then is None:
+                return
+            clock.move_to(then)
 
     def do_all(self) -> None:
         """Do what is due, and what becomes due by that."""
         while any([self._sweep(), self._run_jobs(), self._ask_checks()]):
             pass
 
-    def _next(self, until: dt.datetime) -> dt.datetime | None:
+    def _next(self, after: dt.datetime, until: dt.datetime) -> dt.datetime | None:
         open_jobs = self._all.open()
         times = open_jobs.aggregate(
-            due=Min("due_at", filter=Q(due_at__gt=_Now(), due_at__lte=until)),
-            old=Min("expires_at", filter=Q(expires_at__gt=_Now(), expires_at__lte=until)),
+            due=Min("due_at", filter=Q(due_at__gt=after, due_at__lte=until)),
+            old=Min("expires_at", filter=Q(expires_at__gt=after, expires_at__lte=until)),
         )
         return min((time for time in times.values() if time is not None), default=None)
 

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS: Final = 0.25
 REPORT_SECONDS: Final = 2.0
+FIRST_BEAT_SECONDS: Final = 1.0
+"""So long a new heartbeat process may try to renew before it stops anybody: two thirds of 5 s and this are below 5 s."""
 ORPHAN_SECONDS: Final = 10.0
 REPLACE_GRACE: Final = 10.0
 """How long the neighbours of a run that hangs in a thread may go on before their process is ended."""
@@ -71,6 +73,7 @@ class Heart:
         self.reported_at = float("-inf")
         self.orphaned_at: float | None = None
         self.asked_at = float("-inf")
+        self.beaten = threading.Event()
         self.lock = threading.Lock()
         """Held to mark and kill, and to give a slot away: nothing of the next owner is marked for the last one."""
         self.stopped: set[int] = set()
@@ -88,6 +91,7 @@ class Heart:
         while not self._finished():
             try:
                 self.beat()
+                self.beaten.set()
             except Error as error:
                 log.warning("heartbeat: database does not answer: %s", error)
                 connection.close()
@@ -95,6 +99,8 @@ class Heart:
         self._sign_off()
 
     def _guard(self) -> None:
+        # One that starts late, or again, first tries to renew what it finds; it cost nobody's lease a try so far.
+        self.beaten.wait(FIRST_BEAT_SECONDS)
         while True:
             try:
                 self.stop_what_is_lost()
@@ -149,7 +155,12 @@ class Heart:
         # We killed it, perhaps before a restart of ours; the mark of the run that it was for is still there.
         stopped = self.stopped | {run.pid for run in dead if run.overdue}
         for blame in (True, False):
-            runs = [r.pair for r in dead if r.began != 0 and not r.overdue and (r.pid not in stopped) is blame]
+            # While the worker stops it is killed by whoever does not wait any longer: that says nothing of the job.
+            runs = [
+                run.pair
+                for run in dead
+                if run.began != 0 and not run.overdue and (run.pid not in stopped and not self.table.draining) is blame
+            ]
             if runs:
                 lifecycle.rescue([run[0] for run in runs], dead_runs=runs, blame=blame)
         log.warning("heartbeat: %d runs lost with their processes, %d of them never began", len(dead), len(unbegun))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -18,12 +21,18 @@ from uuid import UUID
 import pytest
 import redis
 from celery import current_app
-from django.db import connection
+from django.db import connection, connections
+from pytest_django import DjangoDbBlocker
 
-from queues import broker
-from queues.models import WorkerProcess
+from jobsboard.api import keys
+from jobsboard.local import processes
+from jobsboard.models import SCOPES
+from queues import broker, secrets_box
+from queues.models import JobType, WorkerProcess
 from queues.runtime.leases import alive
 from tests.acceptance.jobs import ATOMIC, CALLBACK, CHECKED, MAIL, MAIL_CHECKED, POISON, QUICK, SLOW, STEPS
+from tests.acceptance.wire import Web
+from tests.conftest import _empty as empty_database
 from tests.factories import make_type, sql
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -180,3 +189,79 @@ def limbo() -> list[UUID]:
             " AND expires_at < jobs_now() - interval '30 s'"
         )
     ]
+
+
+IN_CALL_SECRET: Final = "whsec_" + base64.b64encode(b"in.call, a secret of the tests").decode()
+IN_NEXT_SECRET: Final = "whsec_" + base64.b64encode(b"in.call, the one that follows.").decode()
+OLD_SECRET: Final = "whsec_" + base64.b64encode(b"the one before a rotation").decode()
+
+
+@pytest.fixture(scope="module")
+def committed(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """Let the tests of a module commit into one database, emptied before and after all of them.
+
+    The module names its own `transactional_db` after it, since pytest-django looks for that name.
+    """
+    with django_db_blocker.unblock():
+        empty_database()
+        try:
+            yield
+        finally:
+            empty_database()
+            connections.close_all()
+
+
+@pytest.fixture(scope="module")
+def web(committed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """gunicorn as the local stack starts it, with job types `in.*`, for a whole module."""
+    kinds: dict[str, dict[str, Any]] = {
+        "in.plain": {},
+        "in.strict": {"max_payload_bytes": 2000, "schema": {"type": "object", "required": ["n"]}},
+        "in.off": {"enabled": False},
+        "in.call": {"success": "callback", "callback_secret_env": "IN_CALL_SECRET", "confirm_within_seconds": 86400},
+        "in.other": {"success": "callback"},
+    }
+    for name, more in kinds.items():
+        make_type(name, **more)
+    # One type in the middle of a rotation, one after its end; before the web reads the contracts.
+    for name, left in (("in.rotating", timedelta(hours=1)), ("in.rotated", timedelta(0))):
+        make_type(name, success="callback")
+        JobType.objects.filter(name=name).update(
+            callback_secret=secrets_box.seal(IN_NEXT_SECRET),
+            callback_secret_old=secrets_box.seal(OLD_SECRET),
+            callback_secret_old_until=datetime.now(UTC) + left,
+        )
+    key = keys.issue_key(label="input", scopes=SCOPES)[1]
+    folder = tmp_path_factory.mktemp("web")
+    env = {**os.environ, **own_servers(), "IN_CALL_SECRET": f"{IN_CALL_SECRET},{IN_NEXT_SECRET}"}
+    env["REQUEST_BODY_SECONDS"] = "2"
+    with socket.create_server(("127.0.0.1", 0)) as listening, open(folder / "web.log", "ab") as log:
+        table = processes.table(web_socket=listening.fileno(), crm_socket=None, traffic=False)
+        [entry] = [one for one in table if one.name == "web"]
+        process = subprocess.Popen(
+            entry.argv, cwd=ROOT, env=env, stdout=log, stderr=log, pass_fds=entry.pass_fds, start_new_session=True
+        )
+        try:
+            made = Web(address=listening.getsockname(), key=key)
+            # The socket listens already: the first request waits until somebody accepts it.
+            assert made.raw(made.head("GET", "/livez"), method="GET", seconds=60).status == 200
+            yield made
+            # RELIABILITY C: no 500 in the log, whatever came.
+            said = (folder / "web.log").read_text()
+            assert "Traceback" not in said and "ERROR" not in said, said[-3000:]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            with redis.Redis.from_url(env["BROKER_URL"]) as client:
+                client.flushdb()
+
+
+def own_servers() -> dict[str, str]:
+    """Return what points a process at the test's database and at a broker's database of its own."""
+    database = urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{connection.settings_dict['NAME']}").geturl()
+    messages = urlsplit(os.environ["BROKER_URL"])._replace(path=f"/{BROKER_DATABASE}").geturl()
+    return {"DATABASE_URL": database, "BROKER_URL": messages}

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from uuid import UUID
 
@@ -212,6 +213,37 @@ def test_an_end_that_waits_to_be_written_stops_nobody(
     clock.now += 14
     heart.stop_what_is_lost()
     assert child.poll() is None
+
+
+def test_one_that_starts_late_renews_before_it_stops_anybody(heart: Heart, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I-14: a lease that a new heartbeat process finds old may still be good; the database knows."""
+    looked = threading.Event()
+
+    def look() -> None:
+        looked.set()
+        threading.Event().wait()
+
+    monkeypatch.setattr(heart, "stop_what_is_lost", look)
+    threading.Thread(target=heart._guard, daemon=True).start()
+    assert not looked.wait(heartbeat.FIRST_BEAT_SECONDS / 10)
+    heart.beaten.set()
+    assert looked.wait(10)
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_who_is_killed_while_the_worker_stops_is_not_to_blame(
+    draining: bool, heart: Heart, clock: Clock, child: subprocess.Popen[bytes]
+) -> None:
+    """I-15: a supervisor that does not wait any longer is no crash of the job's; a crash at any other time is."""
+    [run] = claim(accept())
+    hold(heart, run, clock, pid=child.pid)
+    if draining:
+        heart.table.drain()
+    child.kill()
+    child.wait(10)
+    heart.beat()
+    job = get(run.id)
+    assert (job.state, job.attempt, job.crashes) == (JobState.RETRYING, 0, 0 if draining else 1)
 
 
 # Hard limits.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from queues import broker, contracts
 from queues.accept import enqueue
 from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, PermanentError, StepInvalid, check, handler
 from queues.models import Job, JobType, StepResult
-from tests.factories import TYPE, fold_all, make_type, sql, state_counts, true_counts
+from tests.factories import TYPE, accept, fold_all, get, make_type, set_columns, sql, state_counts, true_counts
 
 HOUR = dt.timedelta(hours=1)
 
@@ -330,3 +331,21 @@ def test_a_failure_is_in_the_log(kind: JobType, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO, logger=pending.__name__):
         run_pending()
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_what_falls_due_while_the_work_is_done_is_not_passed_by(kind: JobType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock goes on by itself: a job whose max age ends a moment after the due time of another one is expired."""
+    change(paused=True)
+    first, second = accept(2)
+    soon = "jobs_now() + interval '10 minutes'"
+    set_columns(first, raw_due_at=soon)
+    set_columns(second, raw_expires_at=f"{soon} + interval '40 milliseconds'")
+    ask = pending._Pending._ask_checks
+
+    def ask_slowly(self: Any) -> bool:
+        threading.Event().wait(0.1)
+        return ask(self)
+
+    monkeypatch.setattr(pending._Pending, "_ask_checks", ask_slowly)
+    run_pending(ahead=HOUR)
+    assert get(second).state == "expired"

@@ -14,6 +14,11 @@ class Command(BaseCommand):
 
     help = "Run the scheduler's services. Any number of schedulers may run."
 
+    def get_check_kwargs(self, options: dict[str, Any]) -> Any:
+        """Look at the servers, too, before anything starts."""
+        found: dict[Any, Any] = dict(super().get_check_kwargs(options))
+        return {**found, "databases": ["default"]}
+
     def handle(self, *args: Any, **options: Any) -> None:
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
