@@ -67,7 +67,9 @@ def cancel_job(job_id: UUID, *, actor: str, reason: str, source: str, request_id
             transaction.on_commit(partial(fault, "cancel.committed"))
             one = changed[0]
             _audit("job.cancelled" if one.state == JobState.CANCELLED else "job.cancel_requested", job_id, actor=actor,
-                   reason=reason, source=source, request_id=request_id, after={"state": one.state.value})  # fmt: skip
+                   reason=reason, source=source, request_id=request_id,
+                   before={"state": one.was.value, "cancel_requested": False},
+                   after={"state": one.state.value, "cancel_requested": True})  # fmt: skip
             lifecycle.touch_board()
             return CancelResult(
                 state=one.state,
@@ -95,7 +97,7 @@ def retry_now(job_id: UUID, *, actor: str, reason: str, source: str, request_id:
     with transaction.atomic():
         if lifecycle.retry_now([job_id]):
             _audit("job.retried_now", job_id, actor=actor, reason=reason, source=source, request_id=request_id,
-                   after={"state": JobState.RETRYING.value})  # fmt: skip
+                   before={"due": "later"}, after={"due": "now"})  # fmt: skip
             lifecycle.touch_board()
             transaction.on_commit(lambda: _hint(job_id), robust=True)
             return JobState.RETRYING
@@ -130,7 +132,9 @@ def replay_job(
         if child is not None:
             transaction.on_commit(partial(fault, "replay.committed"))
             _audit("job.replayed", job_id, actor=actor, reason=reason, source=source, request_id=request_id,
-                   after={"replayed_by": str(child)} | ({"changed": diff} if edit else {}))  # fmt: skip
+                   before={"resolution": Resolution.OPEN.value},
+                   after={"resolution": Resolution.REPLAYED.value, "replayed_by": str(child)}
+                   | ({"changed": diff} if edit else {}))  # fmt: skip
             lifecycle.touch_board()
             return child
     raise _why_not_replayed(_get(job_id), other_key=edit is not None and edit.dedupe_key is not None)
@@ -164,7 +168,8 @@ def cancel_dead_letter(job_id: UUID, *, actor: str, reason: str, source: str, re
 def _close(job_id: UUID, resolution: Resolution, action: str, *, actor: str, **why: Any) -> bool:
     with transaction.atomic():
         if lifecycle.close_dead_letters([job_id], resolution=resolution.value, by=actor):
-            _audit(action, job_id, actor=actor, after={"resolution": resolution.value}, **why)
+            _audit(action, job_id, actor=actor, before={"resolution": Resolution.OPEN.value},
+                   after={"resolution": resolution.value}, **why)  # fmt: skip
             lifecycle.touch_board()
             return True
     job = _get(job_id)
@@ -180,12 +185,15 @@ def _get(job_id: UUID) -> Job:
     return job
 
 
-def _audit(action: str, job_id: UUID, *, actor: str, reason: str, source: str, request_id: str, after: Any) -> None:
+def _audit(
+    action: str, job_id: UUID, *, actor: str, reason: str, source: str, request_id: str = "", before: Any, after: Any
+) -> None:
     audit.record(
         action,
         actor=actor,
         object_type="job",
         object_id=str(job_id),
+        before=before,
         after=after,
         reason=reason[:REASON_CHARACTERS],
         source=source,

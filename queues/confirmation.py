@@ -63,6 +63,7 @@ class Outcome:
     job_id: UUID | None
     applied: Applied
     state: JobState | None
+    was: JobState | None = None
     heard: bool = False
 
 
@@ -79,6 +80,7 @@ def confirm_job(
                 actor=actor,
                 object_type="job",
                 object_id=str(outcome.job_id or job_id),
+                before={"state": outcome.was},
                 after={"applied": outcome.applied.value, "state": outcome.state, "ref": evidence.ref},
                 reason=reason[: actions.REASON_CHARACTERS],
                 source=source,
@@ -270,11 +272,15 @@ def _apply(job_id: UUID, evidence: Evidence, *, by: str | None = None) -> Outcom
         proven = found[0]
         first = first or proven
         if evidence.outcome == "rejected" or proven.applied is not Applied.LATE or proven.replayed_by is None:
-            return Outcome(job_id=proven.id, applied=proven.applied, state=proven.state, heard=proven.heard)
+            return _outcome(proven)
         job_id, fence = proven.replayed_by, None
     if first is None:
         raise JobNotFound(str(job_id))
-    return Outcome(job_id=first.id, applied=first.applied, state=first.state, heard=first.heard)
+    return _outcome(first)
+
+
+def _outcome(proven: Proven) -> Outcome:
+    return Outcome(job_id=proven.id, applied=proven.applied, state=proven.state, was=proven.was, heard=proven.heard)
 
 
 def _proof(job_id: UUID, evidence: Evidence, *, fence: int | None, by: str | None, root: UUID | None) -> Proof:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import datetime as dt
+import functools
 import json
 import re
 import subprocess
@@ -157,21 +159,79 @@ def test_every_linked_file_and_heading_exists(page: str, target: str) -> None:
         assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def reliability() -> list[tuple[str, str]]:
-    """Return (invariant, test file) for each row of docs/reliability.md."""
-    found = [row for row in rows(TEXT["docs/reliability.md"]) if re.match(r"[A-Z]-\d\d\b", row[0])]
-    return [(row[0], file) for row in found for file in re.findall(r"\(\.\./([^)]+)\)", row[-1])]
+RELIABILITY = TEXT["docs/reliability.md"]
+INVARIANTS = [f"I-{number:02d}" for number in range(1, 46)]
+SCENARIOS = [str(number) for number in range(1, 26)]
+WAITS = re.compile(r"waits for issue [A-Z]: .{15,}")
 
 
-def test_reliability_lists_invariants() -> None:
-    """The reader below finds the table."""
-    assert len({name for name, _ in reliability()}) >= 5
+def reliability() -> dict[str, list[str]]:
+    """Return the rows of docs/reliability.md by their first cell: the id of an invariant, or a scenario's number."""
+    return {row[0]: row for row in rows(RELIABILITY) if re.fullmatch(r"[A-Z]-\d\d|\d+", row[0])}
 
 
-@pytest.mark.parametrize(("name", "file"), reliability())
+def guards() -> list[tuple[str, str]]:
+    """Return (id, test file) for each link of a row."""
+    found = [(name, re.findall(r"\(\.\./([^)]+)\)", row[-1])) for name, row in reliability().items()]
+    return [(name, file) for name, files in found for file in files]
+
+
+@functools.cache
+def named_by(file: str) -> frozenset[str]:
+    """Return the ids that tests of a file carry in their names or docstrings; of scenarios their numbers."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    tests = [
+        n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name[:4].lower() == "test"
+    ]
+    said = "\n".join(ast.get_docstring(node) or "" for node in (tree, *tests))
+    names = "\n".join(node.name for node in tests)
+    found = set(re.findall(r"\b[A-Z]-\d\d\b", said)) | {f"I-{i}" for i in re.findall(r"^test_i_(\d\d)_", names, re.M)}
+    numbers = re.findall(r"\b[Ss]cenario (\d+)", said) + re.findall(r"^test_scenario_(\d\d)_", names, re.M)
+    return frozenset(found | {str(int(number)) for number in numbers})
+
+
+def test_every_invariant_and_every_scenario_has_its_row() -> None:
+    """All 45 and all 25, each once and in order, each with the promise that it stands for."""
+    first = [row[0] for row in rows(RELIABILITY)]
+    assert [name for name in first if re.fullmatch(r"I-\d\d", name)] == INVARIANTS
+    assert [name for name in first if re.fullmatch(r"\d+", name)] == SCENARIOS
+    promises = re.findall(r"^(\d+)\. \*\*", RELIABILITY, re.M)
+    assert promises == [str(number) for number in range(1, 11)]
+    for name in INVARIANTS:
+        assert set(reliability()[name][2].split(", ")) <= set(promises), name
+
+
+@pytest.mark.parametrize("name", [*INVARIANTS, *SCENARIOS])
+def test_a_row_has_its_tests_or_says_what_it_waits_for(name: str) -> None:
+    """Nothing is promised in silence: it is tested, or its feature is named with the issue that brings it."""
+    files = [file for guarded, file in guards() if guarded == name]
+    assert files or WAITS.fullmatch(reliability()[name][-1])
+    if name in SCENARIOS and files:
+        played = re.compile(rf"^def test_scenario_{int(name):02d}_\w+", re.M)
+        assert any(played.search((ROOT / file).read_text(encoding="utf-8")) for file in files), "nobody plays it"
+
+
+@pytest.mark.parametrize(("name", "file"), guards())
 def test_the_guarding_test_names_the_invariant(name: str, file: str) -> None:
     """A test that no longer guards an invariant is no longer listed for it."""
-    assert name in (ROOT / file).read_text(encoding="utf-8")
+    assert name in named_by(file)
+
+
+def test_no_guarding_test_is_left_out() -> None:
+    """Whoever names an invariant or a scenario in a test finds that file in the table."""
+    named = {str(p.relative_to(ROOT)): named_by(str(p.relative_to(ROOT))) for p in (ROOT / "tests").rglob("test_*.py")}
+    guarding = {file for file, ids in named.items() if ids & {*INVARIANTS, *SCENARIOS}}
+    assert guarding - {file for _, file in guards()} == set()
+    assert len(guarding) > 20
+
+
+def test_no_test_names_an_invariant_that_does_not_exist() -> None:
+    """An id that is misspelt guards nothing."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        found = named_by(str(path.relative_to(ROOT)))
+        unknown = {name for name in found if name.startswith("I-") and name not in INVARIANTS}
+        unknown |= {name for name in found if name.isdigit() and name not in SCENARIOS}
+        assert unknown == set(), path
 
 
 def test_the_readme_is_short() -> None:

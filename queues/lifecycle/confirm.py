@@ -55,11 +55,14 @@ class Proof:
 
 @dataclass(frozen=True, kw_only=True)
 class Proven:
-    """What became of it. `replayed_by` is set where the lineage goes on; `heard`: kept before, word for word."""
+    """What became of it. `was`: the state before. `replayed_by` is set where the lineage goes on; `heard`: kept before,
+    word for word.
+    """
 
     id: UUID
     applied: Applied
     state: JobState
+    was: JobState
     replayed_by: UUID | None
     root: UUID
     heard: bool
@@ -141,7 +144,7 @@ counted AS ({delta(*SETTLED_ROWS)}), noted AS (
     CASE applied WHEN 'late' THEN 'late_evidence' ELSE 'contradictions' END, -1, 1, 0
   FROM changed WHERE applied IN ('late', 'contradiction')
 )
-SELECT t.id, t.applied, coalesce(c.state, t.was), t.replayed_by, t.lineage, t.heard
+SELECT t.id, t.applied, coalesce(c.state, t.was), t.was, t.replayed_by, t.lineage, t.heard
 FROM told t LEFT JOIN changed c ON c.id = t.id
 """
 
@@ -150,6 +153,14 @@ def confirm(proofs: Sequence[Proof]) -> list[Proven]:
     """Apply evidence, at most one piece for each job. A job that does not come back is not there."""
     rows = transition("confirm", CONFIRM, {**named([proof.id for proof in proofs]), "proofs": records(proofs)})
     return [
-        Proven(id=i, applied=Applied(applied), state=JobState(state), replayed_by=child, root=root, heard=heard)
-        for i, applied, state, child, root, heard in rows
+        Proven(
+            id=i,
+            applied=Applied(applied),
+            state=JobState(state),
+            was=JobState(was),
+            replayed_by=child,
+            root=root,
+            heard=heard,
+        )  # fmt: skip
+        for i, applied, state, was, child, root, heard in rows
     ]

@@ -13,10 +13,11 @@ from queues.states import JobState, Reason
 
 @dataclass(frozen=True, kw_only=True)
 class Cancelled:
-    """What a cancel did to one job. `may_have_acted`: a run may have begun."""
+    """What a cancel did to one job. `was`: the state before. `may_have_acted`: a run may have begun."""
 
     id: UUID
     state: JobState
+    was: JobState
     may_have_acted: bool
 
 
@@ -51,7 +52,7 @@ WITH hit AS MATERIALIZED (
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was
 ), moved AS (SELECT * FROM changed WHERE state = 'cancelled'),
 counted AS ({delta(*SETTLED_ROWS)})
-SELECT id, state, begun > 0 FROM changed
+SELECT id, state, was, begun > 0 FROM changed
 """
 
 RETRY_NOW = f"""
@@ -129,7 +130,7 @@ SELECT id FROM child
 def cancel(ids: Sequence[UUID], *, reason: Reason) -> list[Cancelled]:
     """Cancel waiting jobs and ask running ones to stop. A job that does not come back was settled or asked before."""
     rows = transition("cancel", CANCEL, {**named(ids), "reason": reason.value})
-    return [Cancelled(id=i, state=JobState(state), may_have_acted=acted) for i, state, acted in rows]
+    return [Cancelled(id=i, state=JobState(s), was=JobState(was), may_have_acted=acted) for i, s, was, acted in rows]
 
 
 def retry_now(ids: Sequence[UUID]) -> set[UUID]:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS: Final = 0.25
 REPORT_SECONDS: Final = 2.0
 FIRST_BEAT_SECONDS: Final = 1.0
-"""So long a new heartbeat process may try to renew before it stops anybody: two thirds of 5 s and this are below 5 s."""
+"""So long a new heartbeat process may try to renew before it stops anybody: with two thirds of 5 s still below 5 s."""
 ORPHAN_SECONDS: Final = 10.0
 REPLACE_GRACE: Final = 10.0
 """How long the neighbours of a run that hangs in a thread may go on before their process is ended."""

@@ -163,7 +163,7 @@ def test_an_edited_replay_says_what_it_changed(api: Api) -> None:
     ]
     assert api.get(f"/jobs/{job_id}").json()["payload"] == before["payload"]
     entry = AuditEntry.objects.get(action="job.replayed")
-    assert entry.after == {"replayed_by": child["id"], "changed": {"/extra": [None, 1]}}
+    assert entry.after == {"resolution": "replayed", "replayed_by": child["id"], "changed": {"/extra": [None, 1]}}
 
 
 def test_a_replay_under_another_key_is_another_job(api: Api) -> None:
