@@ -9,9 +9,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from benchmarks.chaos.handlers import ATOMIC, CHECKED, PLAIN
+from benchmarks.chaos.handlers import ATOMIC, CALLBACK, CHECKED, PLAIN
 
-TYPES: Final = {PLAIN: 6, CHECKED: 2, ATOMIC: 2}
+TYPES: Final = {PLAIN: 6, CHECKED: 2, ATOMIC: 2, CALLBACK: 2}
 TIMEOUT_SECONDS: Final = 5.0
 BATCH: Final = 50
 AGAIN: Final = 0.15
@@ -60,19 +60,25 @@ class Client:
             if self.send(key) != "ok":
                 open_keys.append(key)
 
-    def send(self, key: str) -> str:
-        """Ask for the job of a key and note the answer."""
+    def send(self, key: str, **more: Any) -> str:
+        """Ask for the job of a key and note the answer; `more` goes into the request."""
         told = self.told[key]
-        try:
-            status, answer = self._post({"type": told.type, "payload": {"key": key}, "dedupe_key": key})
-        except (OSError, http.client.HTTPException, ValueError):
-            self._close()
+        found = self.ask({"type": told.type, "payload": {"key": key}, "dedupe_key": key, **more})
+        if found is None:
             told.unknown += 1
             outcome = "unknown"
         else:
-            outcome = self._note(told, status, answer)
+            outcome = self._note(told, *found)
         self.counts[outcome] += 1
         return outcome
+
+    def ask(self, body: dict[str, Any], *, path: str = "/api/v1/jobs") -> tuple[int, Any] | None:
+        """Send a request; None when nobody knows what became of it."""
+        try:
+            return self._post(body, path=path)
+        except (OSError, http.client.HTTPException, ValueError):
+            self._close()
+            return None
 
     def _note(self, told: Told, status: int, answer: Any) -> str:
         if status in (200, 201):
@@ -85,7 +91,7 @@ class Client:
         self.counts[f"answer {status} {answer.get('code')}"] += 1
         return "failed"
 
-    def _post(self, body: dict[str, Any], *, path: str = "/api/v1/jobs") -> tuple[int, Any]:
+    def _post(self, body: dict[str, Any], *, path: str) -> tuple[int, Any]:
         if self._connection is None:
             self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_SECONDS)
         self._connection.request("POST", path, json.dumps(body), self.headers)
@@ -101,7 +107,10 @@ class Client:
         self._connection = None
 
     def settle(self, deadline: float) -> list[str]:
-        """Ask again for every key that was never accepted; returns those that still are not."""
+        """Ask again for every key that was never accepted; returns those that still are not.
+
+        Units: `deadline` by the monotonic clock.
+        """
         left = [key for key, told in self.told.items() if not told.ok]
         while left and time.monotonic() < deadline:
             left = [key for key in left if self.send(key) != "ok"]
@@ -113,6 +122,17 @@ class Client:
 class BatchClient(Client):
     """A producer that sends BATCH atomic jobs in a request, and every now and then a whole batch again."""
 
+    def settle(self, deadline: float) -> list[str]:
+        """Ask again for every key that was never accepted, in batches; returns those that still are not."""
+        left = [key for key, told in self.told.items() if not told.ok]
+        while left and time.monotonic() < deadline:
+            for first in range(0, len(left), BATCH):
+                self._send_all(left[first : first + BATCH])
+            left = [key for key in left if not self.told[key].ok]
+            if left:
+                threading.Event().wait(0.5)
+        return left
+
     def _run(self) -> None:
         batch: list[str] = []
         while not self.stop.wait(self.chance.expovariate(self.rate / BATCH)):
@@ -123,14 +143,13 @@ class BatchClient(Client):
 
     def _send_all(self, keys: list[str]) -> None:
         jobs = [{"type": self.told[key].type, "payload": {"key": key}, "dedupe_key": key} for key in keys]
-        try:
-            status, answer = self._post({"jobs": jobs}, path="/api/v1/jobs/batch")
-        except (OSError, http.client.HTTPException, ValueError):
-            self._close()
+        found = self.ask({"jobs": jobs}, path="/api/v1/jobs/batch")
+        if found is None:
             for key in keys:
                 self.told[key].unknown += 1
             self.counts["unknown"] += len(keys)
             return
+        status, answer = found
         results = answer["results"] if status == 200 else [{"status": status, "error": answer}] * len(keys)
         for key, result in zip(keys, results, strict=True):
             self.counts[self._note(self.told[key], result["status"], result.get("job") or result["error"])] += 1

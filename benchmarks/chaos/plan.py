@@ -14,6 +14,7 @@ KINDS: Final[dict[str, int]] = {
     "worker_child": 8,  # SIGKILL of one pool process
     "heart": 1,  # SIGKILL of the heartbeat process
     "worker_paused": 1,  # SIGSTOP of a worker with pool and heartbeat process
+    "worker_paused_heart": 1,  # the same, and SIGKILL of its heartbeat process, which nobody starts again meanwhile
     "pool_paused": 1,  # SIGSTOP of a worker's pool; its heartbeat process goes on
     "scheduler": 3,  # SIGKILL
     "web_worker": 3,  # SIGKILL of one gunicorn worker
@@ -22,6 +23,11 @@ KINDS: Final[dict[str, int]] = {
     "valkey": 2,  # SIGKILL; it comes back empty
     "postgres": 1,  # immediate stop; it comes back by crash recovery
     "backends": 4,  # pg_terminate_backend of some
+    "pool_exhausted": 1,  # every connection that PostgreSQL has is held by somebody else
+    "wire_reset": 3,  # all connections between a worker and the broker end by a reset
+    "wire_swallow": 1,  # the same connections stay open and carry nothing any more
+    "wire_hole": 1,  # for a time nothing passes between a worker and the broker, new connections neither
+    "clock": 4,  # the wall clock of a process jumps by hours
 }
 
 

@@ -64,6 +64,10 @@ class Process:
     starts: int = 1
     restart_at: float | None = None
     exits: list[str] = field(default_factory=list)
+    env: Mapping[str, str] = field(default_factory=dict)
+    """What it has beside the environment of all."""
+    ended_at: list[float] = field(default_factory=list)
+    """Unix times."""
 
     @property
     def pid(self) -> int:
@@ -93,10 +97,10 @@ class Processes:
         self._thread = threading.Thread(target=self._look_after, name="supervisor", daemon=True)
         self._thread.start()
 
-    def start(self, name: str, *argv: str) -> Process:
-        """Start a command and keep it running."""
-        words = [sys.executable, *argv]
-        process = Process(name=name, argv=words, popen=self._popen(name, words))
+    def start(self, name: str, *argv: str, env: Mapping[str, str] | None = None) -> Process:
+        """Start a command and keep it running; `env` is added to the environment of all."""
+        words, own = [sys.executable, *argv], dict(env or {})
+        process = Process(name=name, argv=words, popen=self._popen(name, words, own), env=own)
         self.all.append(process)
         return process
 
@@ -104,9 +108,11 @@ class Processes:
         """Return the living processes of a kind."""
         return [process for process in self.all if process.name.startswith(prefix) and process.alive]
 
-    def _popen(self, name: str, argv: list[str]) -> "subprocess.Popen[bytes]":
+    def _popen(self, name: str, argv: list[str], env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
         with open(self.folder / f"{name}.log", "ab") as log:
-            return subprocess.Popen(argv, cwd=ROOT, env=self.env, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                argv, cwd=ROOT, env={**self.env, **env}, stdout=log, stderr=log, start_new_session=True
+            )
 
     def _look_after(self) -> None:
         while not self._stop.wait(0.1):
@@ -118,12 +124,13 @@ class Processes:
             code = process.popen.poll()
             if code is not None:
                 process.exits.append(str(code))
+                process.ended_at.append(time.time())
                 # What a dead leader left of its group ends with it.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.restart_at = now + RESTART_SECONDS
         elif now >= process.restart_at:
-            process.popen = self._popen(process.name, process.argv)
+            process.popen = self._popen(process.name, process.argv, process.env)
             process.starts += 1
             process.restart_at = None
 
