@@ -1,15 +1,17 @@
 """What must be true before a process starts: hosts, keys, a database that keeps what it says, rights, the broker.
 
-`manage.py check` looks at the environment, `manage.py check --database default` at the servers, too. Web, workers and
-the scheduler do both when they start; an error ends them with one line, a warning is logged and they go on.
-Not here: variables that cannot be read at all (`jobsboard.env`); contracts (`queues.contract_rules`).
+`manage.py check` looks at the environment, with `--deploy` at what web needs, with `--database default` at the servers.
+Web, workers and the scheduler do so when they start; an error ends them with one line, a warning is logged and they go
+on. Not here: variables that cannot be read at all (`jobsboard.env`); contracts (`queues.contract_rules`).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import redis
@@ -24,6 +26,7 @@ from queues import secrets_box
 LOAD_ERROR: Final = 4
 """What gunicorn takes for: the application cannot be loaded, do not try again."""
 BROKER_SECONDS: Final = 1.0
+BOOT_SECONDS: Final = 60.0
 _KEYS_LOOKED_AT: Final = 200
 _OURS: Final = (b"_kombu.", b"unacked", b"tier", b"canary.", b"celery", b"queues.")
 """How the names of what Celery and we keep in the broker begin."""
@@ -44,21 +47,40 @@ _Warning = Warning
 def connect() -> None:
     """Register the checks, and let a worker make them before it forks; called once, when the application is ready."""
     register(environment)
+    register(hosts, Tags.security, deploy=True)
     register(servers, Tags.database)
     signals.celeryd_init.connect(_before_a_worker, weak=False)
 
 
-def refuse_to_start(process: str, *, code: int = 1) -> None:
-    """Make the checks and end this process when one of them is an error. Raises: SystemExit with `code`."""
-    found = [*environment(), *servers(databases=["default"])]
+def refuse_to_start(process: str, *, code: int = 1, servers_too: bool = True) -> None:
+    """Make the checks and end this process when one of them is an error; `servers_too`: also one of the servers'.
+
+    Raises: SystemExit with `code`.
+    """
+    own = [*environment(), *(hosts() if process == "web" else ())]
+    around = servers(databases=["default"])
     # Whoever forks now must not share the connection.
     connection.close()
-    for one in found:
-        if not one.is_silenced() and not one.is_serious():
-            _log.warning("%s: %s", one.id, one.msg)
-    errors = [one for one in found if one.is_serious() and not one.is_silenced()]
+    errors = [one for one in (*own, *(around if servers_too else ())) if one.is_serious() and not one.is_silenced()]
+    for one in (*own, *around):
+        if not one.is_silenced() and one not in errors:
+            _log.log(logging.ERROR if one.is_serious() else logging.WARNING, "%s: %s", one.id, one.msg)
     if errors:
         end(process, [f"{one.id}: {one.msg}" for one in errors], code=code)
+
+
+def starts_with_its_parent() -> bool:
+    """Say whether the process that started this one is young: a master that boots, not one that replaces a worker.
+
+    gunicorn ends altogether when one of its workers cannot be loaded. What is wrong with the servers at the first start
+    should do that; a row that somebody writes later must not take a running web down with the first worker that ends.
+    """
+    try:
+        ticks = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return True
+    return up - ticks / os.sysconf("SC_CLK_TCK") < BOOT_SECONDS
 
 
 def end(process: str, lines: Iterable[str], *, code: int = 1) -> None:
@@ -70,12 +92,8 @@ def end(process: str, lines: Iterable[str], *, code: int = 1) -> None:
 
 
 def environment(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
-    """Check what can be judged without asking anybody (E-02, E-05, E-06)."""
+    """Check what can be judged without asking anybody (E-05, E-06)."""
     found: list[CheckMessage] = []
-    if not settings.DEBUG and (not settings.ALLOWED_HOSTS or "*" in settings.ALLOWED_HOSTS):
-        found.append(
-            Error("ALLOWED_HOSTS must name the hosts that web answers to, and not *.", id="jobsboard.E001"),
-        )
     try:
         secrets_box.check_keys()
     except ImproperlyConfigured as error:
@@ -84,6 +102,13 @@ def environment(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
         says = "ack_emulation is on: a hint that a worker holds for longer than visibility_timeout is delivered again."
         found.append(_Warning(says, hint="Jobs are claimed once all the same.", id="jobsboard.W001"))
     return found
+
+
+def hosts(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
+    """Check what only web needs (E-02)."""
+    if settings.DEBUG or (settings.ALLOWED_HOSTS and "*" not in settings.ALLOWED_HOSTS):
+        return []
+    return [Error("ALLOWED_HOSTS must name the hosts that web answers to, and not *.", id="jobsboard.E001")]
 
 
 def servers(app_configs: Any = None, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
@@ -128,7 +153,8 @@ def _secrets() -> list[CheckMessage]:
     for sealed in _rows(
         "SELECT target_secret, callback_secret,"
         " CASE WHEN callback_secret_old_until > statement_timestamp() THEN callback_secret_old END FROM queues_jobtype"
-        " WHERE target_secret IS NOT NULL OR callback_secret IS NOT NULL OR callback_secret_old IS NOT NULL"
+        " WHERE enabled AND (target_secret IS NOT NULL OR callback_secret IS NOT NULL"
+        " OR callback_secret_old IS NOT NULL)"
     ):
         closed += sum(not _opens(one) for one in sealed if one is not None)
     if not closed:
@@ -150,7 +176,7 @@ def _rights() -> list[CheckMessage]:
     wanted = [(table, right) for table, rights in _RIGHTS for right in rights]
     missing = _rows(
         "SELECT w.t, string_agg(w.r, ', ') FROM unnest(%s::text[], %s::text[]) AS w (t, r)"
-        " WHERE to_regclass(w.t) IS NOT NULL AND NOT has_table_privilege(to_regclass(w.t), w.r) GROUP BY w.t"
+        " WHERE to_regclass(w.t) IS NOT NULL AND NOT has_any_column_privilege(to_regclass(w.t), w.r) GROUP BY w.t"
         " ORDER BY w.t",
         [table for table, _ in wanted],
         [right for _, right in wanted],
@@ -177,7 +203,7 @@ def _broker() -> list[CheckMessage]:
         client = redis.Redis.from_url(
             url, socket_timeout=BROKER_SECONDS, socket_connect_timeout=BROKER_SECONDS, retry=None
         )
-    except (redis.RedisError, ValueError) as error:
+    except (redis.RedisError, ValueError, TypeError) as error:
         return [_no_broker(type(error).__name__)]
     with client:
         try:

@@ -1,5 +1,7 @@
 """Cuts off clients that do not send their body in time: a thread that waits for one serves nobody else (H-24).
 
+What ends early is an error for whoever reads it: half a form must not be taken for a whole one.
+
 gunicorn's time-out is about workers that hang, not about clients: a few of them that send a byte now and then would
 hold every thread. Not here: heads that come slowly, which are gunicorn's own matter.
 """
@@ -57,26 +59,66 @@ class _Watch:
                 for one in self._waiting:
                     if now > one.until and not one.passed:
                         one.passed = True
-                        # Whoever reads sees the end of the stream; an answer can still be written.
-                        with contextlib.suppress(OSError):
-                            one.connection.shutdown(socket.SHUT_RD)
+                        # Whoever reads sees the end of the stream; an answer can still be written. A TLS socket's own
+                        # shutdown() would drop its keys, and send that answer in the clear.
+                        with contextlib.suppress(Exception):
+                            socket.socket.shutdown(one.connection, socket.SHUT_RD)
 
 
 _watch: Final = _Watch()
 
 
+class WholeBody:
+    """A request's stream that must come to its announced end. Raises: OSError where it ends before."""
+
+    def __init__(self, stream: Any, length: int, *, at_end: Callable[[], None]) -> None:
+        self._stream = stream
+        self._left = length
+        self._at_end = at_end
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return some bytes, or all that are left."""
+        wanted = self._left if size is None or size < 0 else min(size, self._left)
+        # Servers wait for as much as was asked for; Django asks for more than there can be.
+        piece: bytes = self._stream.read(wanted)
+        return self._count(piece, ended=len(piece) < wanted)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """Return a line."""
+        piece: bytes = self._stream.readline() if size is None or size < 0 else self._stream.readline(size)
+        return self._count(piece, ended=size != 0 and not piece)
+
+    def close(self) -> None:
+        """Be done with it, as Django is after a form with files."""
+        self._stream.close()
+
+    def _count(self, piece: bytes, *, ended: bool) -> bytes:
+        self._left -= len(piece)
+        if self._left <= 0:
+            self._at_end()
+        elif ended:
+            raise OSError(f"the body ended {self._left} bytes early")
+        return piece
+
+
 class SlowBodiesMiddleware:
-    """Gives every body REQUEST_BODY_SECONDS to arrive."""
+    """Gives every body REQUEST_BODY_SECONDS to arrive, and lets none that is cut short pass for a whole one."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         connection = request.META.get("gunicorn.socket")
-        has_body = request.META.get("CONTENT_LENGTH") not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in request.META
-        if connection is None or not has_body:
-            return self.get_response(request)
+        length = request.META.get("CONTENT_LENGTH") or "0"
         one = Waiting(connection, until=time.monotonic() + settings.REQUEST_BODY_SECONDS)
+        if length.isascii() and length.isdigit() and int(length[:20]) > 0 and hasattr(request, "_stream"):
+            request._stream = WholeBody(  # type: ignore[assignment]
+                request._stream, int(length[:20]), at_end=lambda: _watch.end(one)
+            )
+        elif "HTTP_TRANSFER_ENCODING" not in request.META:
+            return self.get_response(request)
+        if connection is None:
+            return self.get_response(request)
         request.waiting_body = one  # type: ignore[attr-defined]
         _watch.begin(one)
         try:

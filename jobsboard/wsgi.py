@@ -14,5 +14,5 @@ try:
     application = get_wsgi_application()
 except ImproperlyConfigured as error:
     checks.end("web", [str(error)], code=checks.LOAD_ERROR)
-checks.refuse_to_start("web", code=checks.LOAD_ERROR)
+checks.refuse_to_start("web", code=checks.LOAD_ERROR, servers_too=checks.starts_with_its_parent())
 unread.use_problems()

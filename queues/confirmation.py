@@ -126,7 +126,8 @@ def apply_pending(*, job_ids: Sequence[UUID] = (), within_seconds: float = KEEP_
     Without `job_ids`: those of which the callback or the reference was written in the last `within_seconds`.
     """
     found = _matched(job_ids, within_seconds=within_seconds, limit=limit)
-    return len(_apply_callbacks(found, skip_locked=True))
+    # Who looks for what it wrote itself waits: whoever holds the callback has looked before, and found nothing.
+    return len(_apply_callbacks(found, skip_locked=not job_ids))
 
 
 def match_again(*, within_seconds: float, after: int, limit: int) -> int | None:

@@ -63,8 +63,15 @@ def undisturbed() -> Iterator[None]:
         yield
         return
     # Asked first: the signal may come as soon as the handler is there.
-    before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, lambda *_: _restore(before))
+    before, process = signal.getsignal(signal.SIGTERM), os.getpid()
+
+    def pass_by(*_: Any) -> None:
+        _restore(before)
+        # What the body itself has forked has this handler, too, and has no worker that drains it.
+        if os.getpid() != process:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, pass_by)
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ is an exception that no handler should catch.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID, uuid4, uuid5
 
@@ -102,7 +102,8 @@ class Body:
         """Return what the handler gets; `late`: accepted long ago, and too old by now."""
         run = self.run
         if late:
-            run = replace(run, accepted_at=run.accepted_at - 5 * MAX_AGE, expires_at=run.accepted_at - 1.0)
+            times = {"accepted_at": run.accepted_at - 5 * MAX_AGE, "expires_at": run.accepted_at - 1.0}
+            run = msgspec.structs.replace(run, **times)
         return context_of(run, cancelled=lambda: cancelled, steps=self)
 
     def once(self, name: str, function: Callable[[], Any]) -> Any:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import msgspec
 from django.db import transaction
 
 from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named, transition, uuids
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """One claim of a job: it holds the lease until it is finished, released or lost.
 
     Units: times in seconds since 1970. Shape: failures and trace are JSON texts, read by the few who want them.

@@ -49,12 +49,13 @@ FROM jobs_prune(%(day)s::date, %(after)s::uuid, %(most)s, %(remove)s)
 """
 SWAP = "SELECT jobs_prune_swap(%(day)s::date, %(stay)s::uuid[])"
 
-# By the index on keep_until; callbacks have no partitions.
+# By the index on keep_until; callbacks have no partitions. An array is made once: a plan may run a subquery that is
+# joined many times over, and each time take another batch.
 CALLBACKS = """
-DELETE FROM queues_callback c USING (
+DELETE FROM queues_callback c WHERE c.id = ANY(ARRAY(
   SELECT id FROM queues_callback WHERE keep_until < jobs_now() ORDER BY keep_until LIMIT %(limit)s
   FOR UPDATE SKIP LOCKED
-) AS gone WHERE c.id = gone.id
+))
 RETURNING c.id
 """
 

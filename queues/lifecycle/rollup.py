@@ -11,8 +11,8 @@ _ADDS = ", ".join(f"{c} = r.{c} + excluded.{c}" for c in _COUNTS)
 
 FOLD = f"""
 WITH taken AS MATERIALIZED (
-  DELETE FROM queues_outcomedelta WHERE id IN (
-    SELECT id FROM queues_outcomedelta ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+  DELETE FROM queues_outcomedelta WHERE id = ANY(ARRAY(
+    SELECT id FROM queues_outcomedelta ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
   RETURNING at, type, tier, measure, bucket, n, window_seconds
 ), timed AS MATERIALIZED (
   SELECT g.grain, date_trunc(g.grain, t.at) AS at, type, tier, measure, bucket, n, window_seconds

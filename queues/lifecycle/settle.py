@@ -1,10 +1,11 @@
 """End runs: finish, fail, release and stop, in one fenced statement for a whole batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
+
+import msgspec
 
 from queues.lifecycle.sql import BETWEEN, EPOCH, delta, execute, minute, named, records, transition, uuids
 from queues.states import REASON_CODES, JobState
@@ -25,8 +26,7 @@ class Verdict(StrEnum):
     """The check before the body could not answer: given back like a release, and due again after a while."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class End:
+class End(msgspec.Struct, frozen=True, kw_only=True):
     """The end of one run. `failure` is {error_class, message, traceback}, redacted already.
 
     Of an awaited proof: `confirm_in` are the seconds to its deadline (None: until max age), `act_in` those to the next
@@ -189,7 +189,8 @@ INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seco
 SELECT date_trunc('minute', jobs_clock()), j.type, j.tier, 'superseded', -1, count(*), 0
 FROM queues_job j JOIN unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fence) ON i.id = j.id
 WHERE j.id = ANY(%(ids)s::uuid[])
-  AND (j.fence > i.fence OR (j.state = 'retrying' AND j.failures -> -1 ->> 'error_class' = 'WorkerLost'))
+  AND (j.fence > i.fence OR (j.state = 'retrying'
+    AND j.failures -> -1 ->> 'error_class' IN ('WorkerLost', 'HardTimeLimitExceeded')))
 GROUP BY j.type, j.tier
 """
 

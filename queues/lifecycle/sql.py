@@ -67,7 +67,7 @@ def named(ids: Sequence[UUID]) -> dict[str, Any]:
 
 
 def records(rows: Iterable[Any]) -> str:
-    """Return dataclasses as one JSON text for `json_to_recordset`."""
+    """Return records (dataclasses or structs) as one JSON text for `json_to_recordset`."""
     return msgspec.json.encode(list(rows)).decode()
 
 

@@ -57,7 +57,7 @@ def ask(check: Check, context: JobContext, contract: Contract) -> Finding:
     except BaseException as error:  # a check that fails must end like one that answers
         wait = error.seconds if isinstance(error, RetryLater) else None
         return Finding(outcome="failed", told=story.of_error(error, type=context.type), wait=wait)
-    ref = answer.ref or context.reference
+    ref = story.reference(answer.ref) or context.reference
     return Finding(
         outcome="confirmed",
         evidence=story.evidence("check", ref),

@@ -160,6 +160,7 @@ def _discard(connection: BaseDatabaseWrapper) -> None:
 
 
 def _call(context: JobContext, contract: Contract) -> Any:
+    outcome: Any
     fault("body.before")
     with limits.soft_limit(contract.soft_limit_seconds):
         if contract.handler == "http":

@@ -36,6 +36,8 @@ REPLACE_GRACE: Final = 10.0
 """How long the neighbours of a run that hangs in a thread may go on before their process is ended."""
 DEAF_GRACE: Final = 60.0
 """How long the bodies of a worker that takes no messages may go on before it is ended."""
+PATIENT_SECONDS: Final = 5.0
+"""No supervisor kills what it stops any sooner."""
 STOP_SECONDS: Final = 0.5
 """The least between SIGTERM and SIGKILL: enough to stop fetching, and to give back hints that were fetched."""
 ASK_SECONDS: Final = 1.0
@@ -154,12 +156,14 @@ class Heart:
             lifecycle.settle([End(id=run.id, fence=run.fence, verdict=Verdict.RELEASED) for run in unbegun])
         # We killed it, perhaps before a restart of ours; the mark of the run that it was for is still there.
         stopped = self.stopped | {run.pid for run in dead if run.overdue}
+        # A worker that has been stopping for a while is killed by whoever does not wait any longer: that says nothing
+        # of its jobs. One that dies right after it was told to stop may have been told by a job.
+        given_up = self.table.drains_for(PATIENT_SECONDS)
         for blame in (True, False):
-            # While the worker stops it is killed by whoever does not wait any longer: that says nothing of the job.
             runs = [
                 run.pair
                 for run in dead
-                if run.began != 0 and not run.overdue and (run.pid not in stopped and not self.table.draining) is blame
+                if run.began != 0 and not run.overdue and (run.pid not in stopped and not given_up) is blame
             ]
             if runs:
                 lifecycle.rescue([run[0] for run in runs], dead_runs=runs, blame=blame)

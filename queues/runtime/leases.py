@@ -26,6 +26,7 @@ ENTRIES: Final = 128
 _HEADER: Final = 64
 _HEARD: Final = struct.Struct("<d")
 _HEARD_AT: Final = 8
+_DRAINED_AT: Final = 16
 _SLOT_HEADER: Final = 64
 # id, last renewed, began, lease and hard limit in seconds, fence, generation, and the generations that are marked: told
 # to stop (cancelled, or its lease is lost), and overdue.
@@ -40,6 +41,8 @@ _VALID: Final = 56
 _ENTRY_SIZE: Final = 64
 _SLOT_SIZE: Final = _SLOT_HEADER + ENTRIES * _ENTRY_SIZE
 _PID: Final = struct.Struct("<q")
+_SECONDS: Final = struct.Struct("<d")
+_LIMIT: Final = struct.Struct("<f")
 _SIZE: Final = _HEADER + SLOTS * _SLOT_SIZE
 
 
@@ -87,7 +90,13 @@ class LeaseTable:
 
     def drain(self) -> None:
         """Tell all bodies of this worker that nothing new may begin."""
+        if not self.draining:
+            _SECONDS.pack_into(self._map, _DRAINED_AT, now())
         self._map[0] = 1
+
+    def drains_for(self, seconds: float) -> bool:
+        """Say whether this worker was asked to stop so long ago."""
+        return self.draining and now() - float(_SECONDS.unpack_from(self._map, _DRAINED_AT)[0]) >= seconds
 
     @property
     def heard_at(self) -> float:
@@ -151,7 +160,7 @@ class LeaseTable:
 
     def renewed(self, held: Held, *, at: float, cancel: bool) -> None:
         """Note that a lease was extended, and whether the job is to stop."""
-        struct.pack_into("<d", self._map, held.offset + _RENEWED_AT, at)
+        _SECONDS.pack_into(self._map, held.offset + _RENEWED_AT, at)
         if cancel:
             self.stop(held)
 
@@ -173,7 +182,8 @@ class Slot:
     def __init__(self, shared: mmap.mmap, offset: int) -> None:
         self._map = shared
         self._offset = offset
-        self._entries: dict[tuple[UUID, int], tuple[int, int]] = {}
+        # By the id's number: an UUID hashes in Python, several times for each job.
+        self._entries: dict[tuple[int, int], tuple[int, int]] = {}
         self._generation = 0
         self._free = list(range(ENTRIES - 1, -1, -1))
 
@@ -189,26 +199,26 @@ class Slot:
         self._generation = self._generation % 0xFFFFFFFF + 1
         _ENTRY.pack_into(self._map, at, job_id.bytes, since, 0.0, lease_seconds, 0.0, fence, self._generation, 0, 0)
         self._map[at + _VALID] = 1
-        self._entries[(job_id, fence)] = (at, self._generation)
+        self._entries[(job_id.int, fence)] = (at, self._generation)
 
     def begin(self, job_id: UUID, fence: int, *, hard_limit: float) -> None:
         """Note that a body begins now. Until then its process may die without any suspicion that it ran."""
-        entry = self._entries.get((job_id, fence))
+        entry = self._entries.get((job_id.int, fence))
         if entry is not None:
             # `began` last: it is what makes the limit count.
-            struct.pack_into("<f", self._map, entry[0] + _HARD_LIMIT, hard_limit)
-            struct.pack_into("<d", self._map, entry[0] + _BEGAN, now())
+            _LIMIT.pack_into(self._map, entry[0] + _HARD_LIMIT, hard_limit)
+            _SECONDS.pack_into(self._map, entry[0] + _BEGAN, now())
 
     def ended(self, job_id: UUID, fence: int) -> None:
         """Note that a body ended: no limit holds it any more, however long its end takes to be written."""
-        entry = self._entries.get((job_id, fence))
+        entry = self._entries.get((job_id.int, fence))
         if entry is not None:
-            [began] = struct.unpack_from("<d", self._map, entry[0] + _BEGAN)
-            struct.pack_into("<d", self._map, entry[0] + _BEGAN, -abs(began))
+            at = entry[0] + _BEGAN
+            _SECONDS.pack_into(self._map, at, -abs(_SECONDS.unpack_from(self._map, at)[0]))
 
     def drop(self, job_id: UUID, fence: int) -> None:
         """Forget a run: it has ended, or its end can no longer be written."""
-        entry = self._entries.pop((job_id, fence), None)
+        entry = self._entries.pop((job_id.int, fence), None)
         if entry is not None:
             at = entry[0]
             self._map[at + _VALID] = 0
@@ -216,7 +226,7 @@ class Slot:
 
     def told_to_stop(self, job_id: UUID, fence: int) -> bool:
         """Say whether the heartbeat process saw a cancel, or that the lease is lost."""
-        entry = self._entries.get((job_id, fence))
+        entry = self._entries.get((job_id.int, fence))
         if entry is None:
             return False
         at, generation = entry

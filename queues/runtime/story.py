@@ -79,6 +79,8 @@ def json_result(job_id: UUID, result: Any) -> Any:
 def clean(text: str) -> str:
     """Return text that PostgreSQL takes: no NUL and no lone surrogates, written out instead."""
     text = text.replace("\x00", "\\x00")
+    if text.isascii():
+        return text
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -92,9 +94,9 @@ def clean_values(value: Any) -> Any:
     return value
 
 
-def evidence(kind: str, ref: Any) -> dict[str, Any]:
-    """Return evidence as it is stored; the statement adds when, and of which run."""
-    return {"kind": kind, "ref": reference(ref), "late": False}
+def evidence(kind: str, ref: str | None) -> dict[str, Any]:
+    """Return evidence as it is stored, of a clean reference; the statement adds when, and of which run."""
+    return {"kind": kind, "ref": ref, "late": False}
 
 
 def reference(ref: Any) -> str | None:

@@ -38,13 +38,18 @@ class Matching:
 
     caught_up: bool = False
     after: int = 0
+    looked_at: float = float("-inf")
 
     def run_once(self) -> bool:
         """Look again for the jobs of callbacks that matched none."""
+        if time.monotonic() - self.looked_at > LOOK_SECONDS / 2:
+            # Nobody looked for a while, or the database was away: what came meanwhile may be older than the window.
+            self.caught_up, self.after = False, 0
         within = LOOK_SECONDS if self.caught_up else float(confirmation.KEEP_LEAST)
         last = confirmation.match_again(within_seconds=within, after=self.after, limit=BATCH)
         self.after = last or 0
         self.caught_up = self.caught_up or last is None
+        self.looked_at = time.monotonic()
         return last is not None
 
 

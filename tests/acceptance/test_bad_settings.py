@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 from cryptography.fernet import Fernet
+from django.core.checks import Error
 from django.db import connection
 from pytest_django.fixtures import Settings
 
@@ -96,7 +97,7 @@ MISTAKES: list[tuple[str, tuple[str, ...], Environment, str]] = [
     ("debug perhaps", CHECK, {"DEBUG": "maybe"}, "DEBUG must be"),
     ("no network", CHECK, {"TRUSTED_PROXIES": "10.0.0.1/8"}, "TRUSTED_PROXIES has an item"),
     ("E-02 any host, web", WEB, {"ALLOWED_HOSTS": "shop.example,*"}, "ALLOWED_HOSTS must name"),
-    ("E-02 no host, worker", WORKER, {"ALLOWED_HOSTS": ""}, "ALLOWED_HOSTS must name"),
+    ("E-02 no host, web", WEB, {"ALLOWED_HOSTS": ""}, "ALLOWED_HOSTS must name"),
     ("E-06 no key at all", CHECK, {"ENCRYPTION_KEYS": SECRET}, "ENCRYPTION_KEYS has an item that is not a key"),
 ]  # fmt: skip
 
@@ -124,9 +125,32 @@ HOSTS = [([], False, True), (["*"], False, True), (["a.example"], False, False),
 
 @pytest.mark.parametrize(("hosts", "debug", "bad"), HOSTS)
 def test_hosts(hosts: list[str], debug: bool, bad: bool, settings: Settings) -> None:
-    """E-02: an error of `manage.py check` unless DEBUG is on."""
+    """E-02: an error of web and of `manage.py check --deploy`, unless DEBUG is on; others answer to no host."""
     settings.ALLOWED_HOSTS, settings.DEBUG = hosts, debug
-    assert [one.id for one in checks.environment()] == (["jobsboard.E001"] if bad else [])
+    assert checks.environment() == []
+    assert [one.id for one in checks.hosts()] == (["jobsboard.E001"] if bad else [])
+
+
+@pytest.mark.parametrize(("servers_too", "ends"), [(True, True), (False, False)])
+def test_what_turns_up_in_the_servers_later_ends_no_running_web(
+    servers_too: bool, ends: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gunicorn's master ends when one worker cannot be loaded: one bad row must not do that to a running web."""
+    monkeypatch.setattr(checks, "servers", lambda **_: [Error("a secret", id="jobsboard.E004")])
+    monkeypatch.setattr(checks, "hosts", list)
+    if ends:
+        with pytest.raises(SystemExit):
+            checks.refuse_to_start("web", servers_too=servers_too)
+    else:
+        checks.refuse_to_start("web", servers_too=servers_too)
+        assert "jobsboard.E004" in caplog.text
+
+
+def test_a_process_knows_whether_its_parent_is_young(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "BOOT_SECONDS", 1e9)
+    assert checks.starts_with_its_parent()
+    monkeypatch.setattr(checks, "BOOT_SECONDS", 0.0)
+    assert not checks.starts_with_its_parent()
 
 
 def test_hints_that_come_again_are_said(settings: Settings) -> None:

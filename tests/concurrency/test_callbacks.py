@@ -7,13 +7,16 @@ import threading
 from collections import Counter
 from typing import Any
 
-from django.db import connection
+from django.db import connection, transaction
 from django.test import Client
 
+from queues import confirmation
 from queues.callback_tokens import callback_token
+from queues.confirmation import Evidence
+from queues.models import Callback
 from queues.states import JobState
-from tests.concurrency.rivals import together
-from tests.factories import get, make_job, make_type
+from tests.concurrency.rivals import Rival, together
+from tests.factories import get, make_job, make_type, sql
 
 RIVALS = 10
 EACH = 100
@@ -63,3 +66,20 @@ def test_both_words_at_once(transactional_db: None) -> None:
             ("confirmed", "contradiction", "confirmed"),
             ("late", "rejected", "dead"),
         }
+
+
+def test_a_finish_waits_for_the_callback_that_it_crosses(transactional_db: None) -> None:
+    """Scenario 3: the callback looked before the reference was there; the finish waits for it, a sweep not."""
+    make_type("crm.sync", success="callback")
+    job = make_job(JobState.AWAITING_CONFIRMATION, type="crm.sync", fence=1, attempt=1)
+    evidence = Evidence(outcome="confirmed", ref="r-1")
+    assert confirmation.by_provider("crm.sync", webhook_id="m-1", job_id=None, evidence=evidence).job_id is None
+    reference = "INSERT INTO queues_jobreference (type, ref, job_id, fence, at) SELECT 'crm.sync', 'r-1', %s, 1, now()"
+    sql(reference, job.id)
+    with transaction.atomic():
+        Callback.objects.select_for_update().get(webhook_id="m-1")
+        assert Rival(confirmation.apply_pending).outcome() == 0
+        finish = Rival(lambda: confirmation.apply_pending(job_ids=[job.id]))
+        assert finish.waits()
+    assert finish.outcome() == 1
+    assert get(job.id).state == JobState.CONFIRMED

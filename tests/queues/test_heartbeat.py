@@ -230,20 +230,22 @@ def test_one_that_starts_late_renews_before_it_stops_anybody(heart: Heart, monke
     assert looked.wait(10)
 
 
-@pytest.mark.parametrize("draining", [False, True])
+@pytest.mark.parametrize(("draining", "blamed"), [(None, True), (1.0, True), (10.0, False)])
 def test_who_is_killed_while_the_worker_stops_is_not_to_blame(
-    draining: bool, heart: Heart, clock: Clock, child: subprocess.Popen[bytes]
+    draining: float | None, blamed: bool, heart: Heart, clock: Clock, child: subprocess.Popen[bytes]
 ) -> None:
-    """I-15: a supervisor that does not wait any longer is no crash of the job's; a crash at any other time is."""
+    """I-15: a supervisor that does not wait any longer is no crash of the job's; one that ends its own worker is."""
     [run] = claim(accept())
-    hold(heart, run, clock, pid=child.pid)
-    if draining:
+    if draining is not None:
         heart.table.drain()
+        clock.now += draining
+        heart.table.drain()
+    hold(heart, run, clock, pid=child.pid)
     child.kill()
     child.wait(10)
     heart.beat()
     job = get(run.id)
-    assert (job.state, job.attempt, job.crashes) == (JobState.RETRYING, 0, 0 if draining else 1)
+    assert (job.state, job.attempt, job.crashes) == (JobState.RETRYING, 0, int(blamed))
 
 
 # Hard limits.

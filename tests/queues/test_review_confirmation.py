@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from typing import Any, Final
@@ -519,7 +520,7 @@ def test_what_crossed_is_found_by_whichever_side_is_new(world: World, callback_a
     """B13, scenario 3: the newer side is what is looked at, the older one may be of any age."""
     make_type(**CALL)
     job_id = cross("A", callback_age=callback_age, reference_age=reference_age)
-    service = confirmations.Matching(caught_up=True)
+    service = confirmations.Matching(caught_up=True, looked_at=time.monotonic())
     assert service.run_once() is False
     assert get(job_id).state == S.CONFIRMED
 
@@ -535,6 +536,15 @@ def test_the_first_look_goes_back_as_far_as_callbacks_are_kept(world: World) -> 
     second = cross("B", callback_age=3000, reference_age=3000)
     service.run_once()
     assert get(second).state == S.AWAITING_CONFIRMATION, "it had been looked at an hour ago"
+
+
+def test_who_did_not_look_for_a_while_looks_further_back(world: World) -> None:
+    """B13: the database was away for longer than the window, and what came before it is older than that."""
+    make_type(**CALL)
+    job_id = cross("A", callback_age=125, reference_age=125)
+    late = time.monotonic() - confirmations.LOOK_SECONDS / 2 - 1
+    confirmations.Matching(caught_up=True, looked_at=late).run_once()
+    assert get(job_id).state == S.CONFIRMED
 
 
 def test_a_bad_callback_does_not_end_the_catching_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
