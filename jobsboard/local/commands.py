@@ -27,8 +27,12 @@ from jobsboard.local.supervise import Child, ProcessSpec, Supervisor, say
 JOIN_SECONDS = 90.0
 FOREGROUND_STAGE = 5
 DEFAULT_URL = "http://127.0.0.1:8000"
-#: The half of the tests that starts processes and waits for them.
-REAL_PROCESSES = "acceptance or browser"
+#: All tests, in parts that run side by side: those that start processes mostly wait. The first ones' output comes last.
+PARTS = (
+    ("-m", "acceptance or browser", "tests/acceptance"),
+    ("-m", "acceptance or browser", "--ignore=tests/acceptance"),
+    ("-m", "not (acceptance or browser)"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,42 +129,41 @@ def run_isolated(argv: Sequence[str], *, isolation: Isolation) -> int:
 def run_tests(arguments: Sequence[str], *, isolation: Isolation) -> int:
     """Run pytest against servers of its own, and say loudly what it did not run.
 
-    All tests run in two halves side by side: those of real processes mostly wait. Servers of the user's are not shared.
+    All tests run in PARTS side by side, each on servers of its own; servers of the user's are not shared.
     """
     if arguments or isolation.database_url or isolation.broker_url:
         return _run_pytest(arguments, isolation=isolation)
-    return _run_halves(isolation)
+    return _run_parts(isolation)
 
 
-def _run_halves(isolation: Isolation) -> int:
+def _run_parts(isolation: Isolation) -> int:
     supervisor = Supervisor()
     own = [sys.executable, "-m", "jobsboard.local", "test"]
     own += [] if isolation.programs is None else ["--pg-bin", str(isolation.programs)]
-    folder = Path(tempfile.mkdtemp(prefix="jobsboard-halves-"))
+    folder = Path(tempfile.mkdtemp(prefix="jobsboard-parts-"))
+    kept = [folder / f"{number}.log" for number in range(len(PARTS) - 1)]
     try:
         with supervisor.signals():
-            halves = [
+            parts = [
                 supervisor.start(
                     ProcessSpec(
-                        name=name,
-                        argv=(*own, "-m", chosen),
+                        name=" ".join(chosen),
+                        argv=(*own, *chosen),
                         env=dict(os.environ),
                         cwd=Path.cwd(),
                         log=log,
                         stage=FOREGROUND_STAGE,
                         restart=False,
                         death_signal=signal.SIGTERM,
-                    )  # fmt: skip
+                    )
                 )
-                for name, chosen, log in (
-                    ("processes", REAL_PROCESSES, folder / "processes.log"),
-                    ("all others", f"not ({REAL_PROCESSES})", None),
-                )
+                for chosen, log in zip(PARTS, [*kept, None], strict=True)
             ]
-            supervisor.wait(lambda: not any(half.alive for half in halves), seconds=None)
-        print((folder / "processes.log").read_text(), flush=True)
-        # By its absolute value: a half that was killed has failed.
-        return max(abs(half.exit_code or 0) for half in halves)
+            supervisor.wait(lambda: not any(part.alive for part in parts), seconds=None)
+        for log in kept:
+            print(log.read_text(), flush=True)
+        # By its absolute value: a part that was killed has failed.
+        return max(abs(part.exit_code or 0) for part in parts)
     except StopRequested:
         return 128 + (supervisor.stop_requested or 0)
     finally:
