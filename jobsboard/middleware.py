@@ -24,8 +24,8 @@ CSP: Final = (
 )
 PERMISSIONS: Final = "camera=(), geolocation=(), microphone=(), payment=(), usb=(), browsing-topics=()"
 
-OPEN_ROUTES: Final = frozenset({"login", "livez", "readyz", "security_txt"})
-"""Names of the routes that answer without a login. Everything else is closed (promise 9)."""
+OPEN_ROUTES: Final = frozenset({"login", "livez", "readyz", "security_txt", "metrics"})
+"""Names of the routes that answer without a login; `metrics` has a token of its own. All else is closed (promise 9)."""
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FORWARDED: Final = (
@@ -37,6 +37,7 @@ _FORWARDED: Final = (
     "HTTP_X_REAL_IP",
     "HTTP_X_REQUEST_ID",
 )
+_SAYS_IT_IS_A_PROXY: Final = (*_FORWARDED[:-1], "HTTP_VIA")
 
 _GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
@@ -53,6 +54,8 @@ class RequestIdMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         trusted = _is_trusted(request.META.get("REMOTE_ADDR", ""))
         given = request.META.get("HTTP_X_REQUEST_ID", "") if trusted else ""
+        # For what must not open to a proxy's clients. It closes; nothing opens by a header.
+        request.was_forwarded = any(name in request.META for name in _SAYS_IT_IS_A_PROXY)  # type: ignore[attr-defined]
         if not trusted:
             # Also Django's own readers (scheme, host) must not see what anybody could have written.
             for name in _FORWARDED:

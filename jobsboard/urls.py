@@ -4,6 +4,7 @@ from django.contrib import admin
 from django.urls import URLPattern, URLResolver, include, path
 
 from jobsboard import accounts, health
+from jobsboard.metrics.view import metrics
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("api/", include("jobsboard.api.urls")),
@@ -14,6 +15,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("admin/", admin.site.urls),
     path("livez", health.livez, name="livez"),
     path("readyz", health.readyz, name="readyz"),
+    path("metrics", metrics, name="metrics"),
     path(".well-known/security.txt", health.security_txt, name="security_txt"),
     path("", include("jobsboard.board.urls")),
 ]

@@ -7,9 +7,12 @@ from django.core.wsgi import get_wsgi_application
 
 from jobsboard import checks
 from jobsboard.api import unread
+from jobsboard.metrics import directory
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "jobsboard.settings")
 
+# Before Django loads the middleware that counts requests.
+directory.prepare()
 try:
     application = get_wsgi_application()
 except ImproperlyConfigured as error:

@@ -239,6 +239,11 @@ def find_check(name: str) -> Check | None:
     return _checks.get(name)
 
 
+def checked_types() -> list[str]:
+    """Return the job types that have a check of their own."""
+    return list(_checks)
+
+
 def load(modules: Iterable[str]) -> None:
     """Import the modules that register handlers."""
     for module in modules:

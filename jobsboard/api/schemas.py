@@ -16,6 +16,8 @@ KEY: Final = r"^[\x21-\x7e]{1,255}$"
 # Some character that is no space; no U+0000, which PostgreSQL cannot keep.
 _WORDS: Final = r"^[^\x00]*[^\s\x00][^\x00]*$"
 _TEXT: Final = r"^[^\x00]*$"
+_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+_Kind = Literal["deploy", "incident", "support"]
 
 
 class Problem(BaseModel):
@@ -298,6 +300,46 @@ class JobTypes(BaseModel):
     """The job types that the key may use, by name."""
 
     items: list[JobType]
+
+
+class OneAnnotation(BaseModel):
+    """Something that happened outside and may explain lag."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: _Kind
+    at: datetime | None = Field(default=None, description="Now if left out; at most a day ahead, 400 days ago.")
+    job_type: str | None = Field(default=None, min_length=1, description="Left out: about all types.")
+    category: str | None = Field(
+        default=None, max_length=64, pattern=_LINE, description="Required for support, and only there: missing mail."
+    )
+    count: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Of support: how many asked; 1 if left out."
+    )
+    text: str | None = Field(default=None, max_length=1000, pattern=_TEXT)
+    url: str | None = Field(default=None, max_length=2000, pattern="^https?://[^/?#@]+")
+
+
+class Annotation(BaseModel):
+    """An annotation as it is kept."""
+
+    id: int
+    kind: _Kind
+    at: datetime
+    job_type: str | None
+    category: str | None
+    count: int | None = Field(description="Of support; null for others.")
+    text: str
+    url: str | None
+    created_by: str
+    created_at: datetime
+
+
+class AnnotationPage(BaseModel):
+    """Annotations by their time, newest first."""
+
+    items: list[Annotation]
+    next: str | None = Field(description="Cursor of the next page.")
 
 
 class Cancelled(BaseModel):

@@ -15,7 +15,8 @@ from ninja import NinjaAPI
 from ninja.openapi.schema import OpenAPISchema
 from ninja.security import HttpBearer
 
-from jobsboard.api import confirmations, dead_letters, job_types, jobs, problems
+from jobsboard.api import causes, confirmations, dead_letters, job_types, jobs, outcomes, problems
+from jobsboard.api.annotations import router as annotations_router
 from jobsboard.api.keys import Key
 from jobsboard.api.problems import Problem
 
@@ -58,7 +59,15 @@ api = Api(
     auth=ApiKeyBearer(),
     urls_namespace="api",
 )
-for _router in (jobs.router, confirmations.router, dead_letters.router, job_types.router):
+for _router in (
+    jobs.router,
+    confirmations.router,
+    dead_letters.router,
+    job_types.router,
+    annotations_router,
+    causes.router,
+    outcomes.router,
+):
     api.add_router("", _router)
 
 

@@ -1,4 +1,4 @@
-"""Audit entries in words: what changed, who did it, to what. Not here: writing them (queues.audit)."""
+"""What changed, in words: audit entries and annotations. Not here: writing them (queues.audit, annotations)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from jobsboard.board.marks import Happened
 from queues.models import AuditEntry
+from queues.outcomes import LOOK_AT_MOST, Span
 
 # Action → (icon, what somebody did). Actions without an entry are shown by their own name.
 WORDS: Final[Mapping[str, tuple[str, str]]] = {
@@ -26,6 +28,7 @@ WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "contract.enabled": ("play", "enabled"),
     "contract.disabled": ("cancelled", "disabled"),
     "tier.changed": ("types", "changed"),
+    "annotation.created": ("info", "annotated"),
     "login": ("user", "signed in"),
     "logout": ("out", "signed out"),
     "login_failed": ("warn", "failed to sign in"),
@@ -33,7 +36,7 @@ WORDS: Final[Mapping[str, tuple[str, str]]] = {
 }
 NEWEST: Final = 300
 """How many entries the overview looks through for those that change what jobs do."""
-_SHOWN: Final = 5
+_SHOWN: Final = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +48,53 @@ class Change:
     text: str
     detail: str
     url: str
+    elsewhere: bool = False
+    """The address is somebody else's."""
 
 
-def recent(entries: Iterable[AuditEntry], *, since: datetime) -> list[Change]:
-    """Return what changed jobs or contracts, newest first."""
+def entries_of(span: Span, *, now: datetime) -> Iterable[AuditEntry]:
+    """Return the newest audit entries of a span. For one that is over, the newest 10,000 are looked through."""
+    newest = AuditEntry.objects.order_by("-id")
+    if span.until < now:
+        newest = newest.filter(id__in=newest.values("id")[:LOOK_AT_MOST], at__gte=span.since, at__lte=span.until)
+    return newest[:NEWEST]
+
+
+def recent(entries: Iterable[AuditEntry], *, span: Span, happened: Happened) -> list[Change]:
+    """Return what changed jobs or contracts, what was deployed, what broke and what people asked, newest first."""
+    found = [*_acts(entries, since=span.since), *_annotations(happened)]
+    return sorted(found, key=lambda change: change.at, reverse=True)[:_SHOWN]
+
+
+def _annotations(happened: Happened) -> list[Change]:
+    lines = [
+        Change(
+            at=event.at,
+            icon="deploy" if event.kind == "deploy" else "warn",
+            text=" ".join(part for part in (event.kind.capitalize(), event.job_type) if part),
+            detail="; ".join(part for part in (event.word, event.who) if part),
+            url=event.url or _type_url(event.job_type),
+            elsewhere=bool(event.url),
+        )
+        for event in happened.events
+        if event.kind in ("deploy", "incident")
+    ]
+    asked: dict[tuple[str, str], tuple[datetime, int]] = {}
+    for one in happened.contacts:
+        at, n = asked.get((one.job_type, one.category), (one.at, 0))
+        asked[one.job_type, one.category] = (max(at, one.at), n + one.n)
+    for (job_type, category), (at, n) in asked.items():
+        about = f" about {job_type}" if job_type else ""
+        words = f"{n:,} {'person' if n == 1 else 'people'} asked support{about}"
+        lines.append(Change(at=at, icon="user", text=words, detail=category, url=_type_url(job_type)))
+    return lines
+
+
+def _type_url(name: str) -> str:
+    return f"/types/{name}/" if name else ""
+
+
+def _acts(entries: Iterable[AuditEntry], *, since: datetime) -> list[Change]:
     groups: list[list[AuditEntry]] = []
     for entry in entries:
         if entry.at < since:

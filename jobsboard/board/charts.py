@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from jobsboard.board.chart import Series, TimeChart
+from jobsboard.board.chart import Lane, Series, TimeChart
+from jobsboard.board.chart_marks import Mark
 from jobsboard.board.svg import duration, log_axis, ratio_axis
 from queues.outcomes import Counts, Percentiles, Span
 
@@ -17,7 +18,8 @@ def lag_chart(
     title: str,
     window: float | None = None,
     since: datetime | None = None,
-    marks: Sequence[tuple[datetime, str]] = (),
+    marks: Sequence[Mark] = (),
+    lane: Lane | None = None,
 ) -> TimeChart:
     """Lag percentiles on a log scale, the window dashed, red where the promise is not kept."""
     last = next((one for one in reversed(series) if one.p95 is not None), Percentiles())
@@ -41,11 +43,12 @@ def lag_chart(
         target=window,
         target_label=f"window {duration(window)}" if window is not None else "",
         band=(since, span.slots[-1]) if since is not None else None,
-        marks=[mark for mark in marks if mark[0] >= span.since],
+        marks=marks,
+        lane=lane,
     )
 
 
-def flow_chart(span: Span, series: Sequence[Counts]) -> TimeChart:
+def flow_chart(span: Span, series: Sequence[Counts], *, marks: Sequence[Mark] = ()) -> TimeChart:
     """Accepted against confirmed per minute, the gap shaded."""
     accepted = [one.accepted / span.minutes_of(i) for i, one in enumerate(series)]
     confirmed = [one.confirmed / span.minutes_of(i) for i, one in enumerate(series)]
@@ -62,11 +65,14 @@ def flow_chart(span: Span, series: Sequence[Counts]) -> TimeChart:
         ],
         show=show,
         gap=("accepted", "confirmed"),
+        marks=marks,
         right=104,
     )
 
 
-def ratio_chart(span: Span, series: Sequence[Counts], *, target: float, since: datetime | None) -> TimeChart:
+def ratio_chart(
+    span: Span, series: Sequence[Counts], *, target: float, since: datetime | None, marks: Sequence[Mark] = ()
+) -> TimeChart:
     """The share confirmed in its window over the time when jobs became ready."""
     values = [one.ratio for one in series]
     last = next((value for value in reversed(values) if value is not None), None)
@@ -80,6 +86,7 @@ def ratio_chart(span: Span, series: Sequence[Counts], *, target: float, since: d
         target=target,
         target_label=f"promise {target * 100:g}%",
         band=(since, span.slots[-1]) if since is not None else None,
+        marks=marks,
         left=50,
     )
 

@@ -12,8 +12,8 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_safe
 
-from jobsboard.board import charts, shell, summary
-from jobsboard.board.params import Params
+from jobsboard.board import charts, marks, shell, summary, why
+from jobsboard.board.params import Params, chosen_range
 from jobsboard.board.refresh import answer, live
 from jobsboard.board.svg import duration
 from jobsboard.roles import can, require
@@ -22,7 +22,7 @@ from queues.contract_rules import promise_sentence
 from queues.contract_switches import HOLDS
 from queues.contract_versions import fields_of
 from queues.models import ContractRevision, JobType
-from queues.outcomes import DEFAULT_RANGE, RANGES, Span, TypeNow
+from queues.outcomes import Span, TypeNow
 from queues.redaction import redact_text
 from queues.states import OPEN
 
@@ -56,10 +56,10 @@ def job_types(request: HttpRequest) -> HttpResponse:
     """List the types."""
     params = Params(request)
     board = shell.board_of(request)
-    range_name = params.choice("range", RANGES) or DEFAULT_RANGE
+    chosen = chosen_range(params, now=board.now, folded_at=board.folded_at)
     tier = params.choice("tier", {str(number) for number in board.tiers})
     show = params.choice("show", _SHOW)
-    lines = summary.type_lines(summary.read(board, range_name))
+    lines = summary.type_lines(summary.read(board, chosen.span))
     shown = [
         line
         for line in lines
@@ -71,14 +71,13 @@ def job_types(request: HttpRequest) -> HttpResponse:
     late = [line for line in lines if line.breach]
     context = {
         "title": "Job types",
-        "ranges": list(RANGES),
-        "range": range_name,
+        **chosen.context(),
         "types": shown,
         "all_types": len(lines),
         "verdict": _late_words(late, len(lines)),
         "worst": late[0] if late else None,
         "notes": params.notes,
-        "keep": [("range", range_name)] if range_name != DEFAULT_RANGE else [],
+        "keep": chosen.given,
         "filters": [
             {
                 "name": "tier",
@@ -117,15 +116,13 @@ def type_page(
     if known is None:
         raise Http404
     params = Params(request)
-    range_name = params.choice("range", RANGES) or DEFAULT_RANGE
-    span = Span.of(range_name, now=board.now)
+    chosen = chosen_range(params, now=board.now, folded_at=board.folded_at)
     row, versions = _versions(name)
     can_edit = can(request.user, "edit_contract") and getattr(request.user, "is_staff", False)
     context: dict[str, Any] = {
         "title": name,
         "crumbs": [("Job types", reverse("job-types")), (name, "")],
-        "ranges": list(RANGES),
-        "range": range_name,
+        **chosen.context(),
         "notes": params.notes,
         "type": known,
         "versions": versions,
@@ -133,7 +130,7 @@ def type_page(
         "edit_url": reverse("admin:queues_jobtype_change", args=[name]) if can_edit else "",
         "may_act": can(request.user, "act"),
         "toast": toast,
-        **_numbers(request, known, span, versions),
+        **_numbers(request, known, chosen.span, versions),
         **_contract(row, known),
     }
     if here:
@@ -149,7 +146,8 @@ def _numbers(request: HttpRequest, known: TypeNow, span: Span, versions: Sequenc
     lags, lag = outcomes.lag_slots(span, name=known.name)
     tiers = [tier for tier, name in board.counts if name == known.name]
     oldest = outcomes.oldest_jobs(known.name, tiers=tiers, limit=OLDEST)
-    marks = [(version.at, f"v{version.number}") for version in versions if version.number > 1]
+    happened = marks.read(span, name=known.name)
+    marked = happened.marks(types={known.name}, named=False)
     return {
         "total": total,
         "lag": lag,
@@ -160,10 +158,18 @@ def _numbers(request: HttpRequest, known: TypeNow, span: Span, versions: Sequenc
         "stages": [(state.value, board.count(state, name=known.name)) for state in OPEN],
         "oldest": oldest,
         "lag_chart": charts.lag_chart(
-            span, lags, title="Outcome lag", window=known.window_seconds, since=since, marks=marks
+            span,
+            lags,
+            title="Outcome lag",
+            window=known.window_seconds,
+            since=since,
+            marks=marked,
+            lane=happened.lane(),
         ),
-        "ratio_chart": charts.ratio_chart(span, series, target=known.target, since=since),
-        "flow_chart": charts.flow_chart(span, series),
+        "ratio_chart": charts.ratio_chart(span, series, target=known.target, since=since, marks=marked),
+        "flow_chart": charts.flow_chart(span, series, marks=marked),
+        "support": happened.support(),
+        "why": why.of_type(request, known.name, span, series=series, versions=versions),
     }
 
 

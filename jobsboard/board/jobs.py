@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_safe
 
 from dlq import preflight
-from jobsboard.board import job_evidence, job_view, payload, replay_checks, shell
+from jobsboard.board import job_evidence, job_view, payload, replay_checks, shell, why
 from jobsboard.board.params import Params, scope_of, seal
 from jobsboard.board.refresh import answer, live
 from jobsboard.roles import can, require
@@ -225,6 +225,7 @@ def _contract(request: HttpRequest, found: Job) -> dict[str, Any]:
         "payload_values": values,
         "now_version": known.version if known else None,
         "awaited": job_evidence.awaited(found, contract),
+        "why": why.of_job(request, found, contract),
     }
     if found.state in REPLAYABLE and job_view.allowed(found).replay:
         holder = preflight.holder_of(found)

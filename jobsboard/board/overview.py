@@ -8,15 +8,14 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
-from jobsboard.board import charts, shell, summary, verdict
-from jobsboard.board.changes import NEWEST, recent
-from jobsboard.board.params import Params
+from jobsboard.board import charts, marks, shell, summary, verdict
+from jobsboard.board.changes import entries_of, recent
+from jobsboard.board.params import Params, chosen_range
 from jobsboard.board.refresh import answer, live
 from jobsboard.demo.panel import panel
 from jobsboard.roles import require
 from queues import broker, outcomes
-from queues.models import AuditEntry
-from queues.outcomes import DEFAULT_RANGE, RANGES, Board, Processes
+from queues.outcomes import Board, Processes
 from queues.states import WAITING
 
 
@@ -42,48 +41,57 @@ class PoolLine:
 def overview(request: HttpRequest) -> HttpResponse:
     """Show the overview."""
     params = Params(request)
-    range_name = params.choice("range", RANGES) or DEFAULT_RANGE
     board = shell.board_of(request)
-    numbers = summary.read(board, range_name)
+    chosen = chosen_range(params, now=board.now, folded_at=board.folded_at)
+    numbers = summary.read(board, chosen.span)
+    happened = marks.read(chosen.span)
     processes = outcomes.processes()
     types, tiers = summary.type_lines(numbers), summary.tier_lines(numbers, processes)
-    found = verdict.concerns(types, tiers, numbers.lags, processes, broker=broker.ping(), now=board.now)
+    found = verdict.concerns(types, tiers, numbers.times, processes, broker=broker.ping(), now=board.now)
     context = {
         "title": "Overview",
-        "ranges": list(RANGES),
-        "range": range_name,
+        **chosen.context(),
         "notes": params.notes,
         "demo": panel(),
         "verdict": verdict.sentence(tiers),
-        "cause": verdict.cause(types, range_name=range_name),
+        "cause": verdict.cause(types, range_words=chosen.words)
+        + ("" if chosen.name else f" Seen over the {chosen.words}."),
         "tiers": tiers,
         "types": types,
         "concerns": found[: verdict.ATTENTION_MAX],
         "concerns_total": len(found),
-        "changes": recent(AuditEntry.objects.order_by("-id")[:NEWEST], since=numbers.span.since),
+        "changes": recent(entries_of(chosen.span, now=board.now), span=chosen.span, happened=happened),
         "pools": _pools(board, processes),
         "reasons": _reasons(numbers),
-        **_charts(params, numbers, tiers),
+        **_charts(params, numbers, tiers, happened),
     }
     return answer(request, "board/overview.html", context)
 
 
-def _charts(params: Params, numbers: summary.Numbers, tiers: list[summary.TierLine]) -> dict[str, Any]:
+def _charts(
+    params: Params, numbers: summary.Numbers, tiers: list[summary.TierLine], happened: marks.Happened
+) -> dict[str, Any]:
     chosen = params.choice("lag", {str(tier.number) for tier in tiers}, word="tier")
     # The tier that is worst off; when all is well, the first that has something to show.
     worst = min(tiers, key=lambda t: (not t.breach, t.gap if t.breach else 0.0, t.lag.p95 is None, t.number))
     tier = next((tier for tier in tiers if str(tier.number) == chosen), worst)
     series = outcomes.lag_series(numbers.span, tier=tier.number)
+    types = numbers.board.types
+    of_tier = happened.marks(types={name for name, known in types.items() if known.tier == tier.number}, named=True)
     return {
         "lag_tier": tier.number,
-        "lag_chart": charts.lag_chart(numbers.span, series, title=f"Outcome lag, tier {tier.number}", since=tier.since),
-        "flow_chart": charts.flow_chart(numbers.span, numbers.flow.series()),
+        "lag_chart": charts.lag_chart(
+            numbers.span, series, title=f"Outcome lag, tier {tier.number}", since=tier.since, marks=of_tier
+        ),
+        "flow_chart": charts.flow_chart(
+            numbers.span, numbers.flow.series(), marks=happened.marks(types=types, named=True)
+        ),
     }
 
 
 def _reasons(numbers: summary.Numbers) -> list[dict[str, Any]]:
     merged: dict[tuple[str, str], int] = {}
-    for (_, name), found in numbers.lags.dead.items():
+    for (_, name), found in numbers.times.dead.items():
         for reason, n in found.items():
             merged[reason, name] = merged.get((reason, name), 0) + n
     rows = sorted(merged.items(), key=lambda item: -item[1])[:6]

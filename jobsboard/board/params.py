@@ -6,13 +6,17 @@ A page never fails on a value that it does not know. Characters that no value ca
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.core import signing
 from django.core.exceptions import BadRequest
 from django.http import HttpRequest
+
+from queues.outcomes import DEFAULT_RANGE, RANGES, Span
 
 LONGEST: Final = 1_000
 _SALT: Final = "jobsboard.board.cursor"
@@ -77,6 +81,78 @@ class Params:
             pass
         self.notes.append("the page mark is not one of this list, so it begins with the newest")
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The time range of a page. `name` is one of RANGES, or empty for a range of its own with `since` and `until`."""
+
+    span: Span
+    name: str
+    since: datetime | None = None
+    until: datetime | None = None
+    """None is now, as long as the page is open."""
+
+    @property
+    def words(self) -> str:
+        """What follows "in the": last 6h, or range 20 Nov 10:00 to 12:00 UTC."""
+        if self.since is None:
+            return f"last {self.name}"
+        begin, end = self.span.since, self.span.until
+        if self.until is None:
+            return f"range {begin:%-d %b %H:%M} UTC to now"
+        form = "%H:%M" if begin.date() == end.date() else "%-d %b %H:%M"
+        return f"range {begin:%-d %b %H:%M} to {end.strftime(form)} UTC"
+
+    @property
+    def given(self) -> list[tuple[str, str]]:
+        """What says so in a query string; nothing for the default."""
+        if self.since is None:
+            return [] if self.name == DEFAULT_RANGE else [("range", self.name)]
+        ends = (("from", self.since), ("to", self.until))
+        return [(name, at.strftime("%Y-%m-%dT%H:%MZ")) for name, at in ends if at is not None]
+
+    def context(self) -> dict[str, Any]:
+        """Return what the templates of ranges use."""
+        return {
+            "ranges": list(RANGES),
+            "range_default": DEFAULT_RANGE,
+            "range": self.name,
+            "range_short": self.name or "Trend",
+            "range_words": self.words,
+            "range_query": urlencode(self.given, safe=":"),
+            "range_from": f"{self.span.since:%Y-%m-%dT%H:%M}",
+            "range_to": f"{self.span.until:%Y-%m-%dT%H:%M}",
+        }
+
+
+def chosen_range(params: Params, *, now: datetime, folded_at: datetime | None = None) -> Chosen:
+    """Read `range`, or `from` and `to`, which replace it. What makes no range is cleared and said.
+
+    `folded_at` is up to when rollups are complete (`Board.folded_at`).
+    """
+    name = params.choice("range", RANGES) or DEFAULT_RANGE
+    since, until = params.moment("from"), params.moment("to")
+    fallback = Chosen(span=Span.of(name, now=now, folded_at=folded_at), name=name)
+    if since is None and until is None:
+        return fallback
+    if since is None:
+        params.notes.append("to needs from as well, cleared")
+        return fallback
+    if until is not None and until > now:
+        params.notes.append("to is in the future, so the range ends now")
+        until = None
+    since, until = since.replace(second=0, microsecond=0), until and until.replace(second=0, microsecond=0)
+    if since >= now:
+        params.notes.append("from is in the future, cleared")
+    elif (until or now) - since < timedelta(minutes=1):
+        params.notes.append("to is not after from, both cleared")
+    else:
+        span = Span.between(since, until or now, now=now, folded_at=folded_at)
+        if span.since != since:
+            params.notes.append("of so long ago only whole hours or days are kept, so the range is wider")
+        return Chosen(span=span, name="", since=since, until=until)
+    return fallback
 
 
 def seal(at: UUID | None, *, scope: str) -> str | None:

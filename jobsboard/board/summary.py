@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from queues import outcomes
-from queues.outcomes import Board, Counts, Flow, Lags, Percentiles, Processes, Span
+from queues.outcomes import Board, Counts, Flow, Percentiles, Processes, Span, Times
 from queues.states import OPEN, WAITING
 
 
@@ -82,19 +82,18 @@ class Numbers:
     board: Board
     span: Span
     flow: Flow
-    lags: Lags
+    times: Times
     oldest: dict[tuple[int, str], datetime]
 
 
-def read(board: Board, range_name: str) -> Numbers:
-    """Read a range: three statements."""
-    span = Span.of(range_name, now=board.now)
+def read(board: Board, span: Span) -> Numbers:
+    """Read a span: three statements."""
     with_open = [pair for pair, found in board.counts.items() if any(found.get(state) for state in OPEN)]
     return Numbers(
         board=board,
         span=span,
         flow=outcomes.flow(span),
-        lags=outcomes.lags(span),
+        times=outcomes.times(span, measures=("lag", "dead")),
         oldest=outcomes.oldest_open(with_open),
     )
 
@@ -118,7 +117,7 @@ def _type_line(numbers: Numbers, name: str) -> TypeLine:
         paused=known.paused,
         enabled=known.enabled,
         total=total,
-        lag=numbers.lags.of(name=name),
+        lag=numbers.times.of("lag", name=name),
         spark=[counts.ratio for counts in series],
         since=outcomes.below_since(series, known.target, span),
         oldest_seconds=_oldest(numbers, name=name),
@@ -141,7 +140,7 @@ def tier_lines(numbers: Numbers, processes: Processes) -> list[TierLine]:
                 name=tier.name,
                 target=tier.target,
                 total=outcomes.add(series),
-                lag=numbers.lags.of(tier=tier.number),
+                lag=numbers.times.of("lag", tier=tier.number),
                 spark=[counts.ratio for counts in series],
                 since=outcomes.below_since(series, tier.target, numbers.span),
                 oldest_seconds=_oldest(numbers, tier=tier.number),
@@ -155,6 +154,7 @@ def tier_lines(numbers: Numbers, processes: Processes) -> list[TierLine]:
 
 def _oldest(numbers: Numbers, *, tier: int | None = None, name: str | None = None) -> float | None:
     found = [at for (t, n), at in numbers.oldest.items() if tier in (None, t) and name in (None, n)]
-    seconds = (numbers.span.until - min(found)).total_seconds() if found else -1.0
+    # What is open is open now, whatever the range.
+    seconds = (numbers.board.now - min(found)).total_seconds() if found else -1.0
     # A job whose time has not come is not old.
     return seconds if seconds >= 0 else None

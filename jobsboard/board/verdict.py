@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from jobsboard.board.summary import TierLine, TypeLine
 from jobsboard.board.svg import duration
-from queues.outcomes import Lags, Processes
+from queues.outcomes import Processes, Times
 
 ATTENTION_MAX: Final = 7
 
@@ -55,7 +55,7 @@ def _tiers(numbers: Sequence[int]) -> str:
     return f"Tiers {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
-def cause(types: Sequence[TypeLine], *, range_name: str) -> str:
+def cause(types: Sequence[TypeLine], *, range_words: str) -> str:
     """Say which types are late, since when, and how many jobs are dead."""
     late = [line for line in types if line.breach]
     parts = []
@@ -65,7 +65,7 @@ def cause(types: Sequence[TypeLine], *, range_name: str) -> str:
         names = late[0].name if len(late) == 1 else f"{len(late)} of {len(types)} job types"
         parts.append(f"{names} {'is' if len(late) == 1 else 'are'} late{begun}.")
     elif types:
-        parts.append(f"No job type is late in the last {range_name}.")
+        parts.append(f"No job type is late in the {range_words}.")
     parts.append(_dead_words(types))
     return " ".join(parts)
 
@@ -81,7 +81,7 @@ def _dead_words(types: Sequence[TypeLine]) -> str:
 def concerns(
     types: Sequence[TypeLine],
     tiers: Sequence[TierLine],
-    lags: Lags,
+    times: Times,
     processes: Processes,
     *,
     broker: bool,
@@ -92,7 +92,7 @@ def concerns(
     return [
         *_machinery(tiers, processes, broker=broker, now=now),
         *(_late(line) for line in late),
-        *(_dead(line, lags) for line in sorted(types, key=lambda t: (t.tier, -t.dead)) if line.dead),
+        *(_dead(line, times) for line in sorted(types, key=lambda t: (t.tier, -t.dead)) if line.dead),
         *(_overdue(line) for line in types if line.overdue and not line.breach and not line.paused),
         *(_paused(line) for line in types if line.paused and line.open),
     ]
@@ -179,9 +179,9 @@ def _overdue(line: TypeLine) -> Concern:
     )
 
 
-def _dead(line: TypeLine, lags: Lags) -> Concern:
+def _dead(line: TypeLine, times: Times) -> Concern:
     reasons: dict[str, int] = {}
-    for (_, name), found in lags.dead.items():
+    for (_, name), found in times.dead.items():
         if name == line.name:
             for reason, n in found.items():
                 reasons[reason] = reasons.get(reason, 0) + n

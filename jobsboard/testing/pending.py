@@ -16,7 +16,7 @@ from django.db.models import DateTimeField, F, Func, Min, Q
 from jobsboard.testing.clock import Clock, running_ahead
 from jobsboard.testing.isolation import no_broker
 from jobsboard.testing.session import session
-from queues import confirmation, lifecycle
+from queues import confirmation, handlers, lifecycle
 from queues.lifecycle import Run
 from queues.models import Job
 from queues.runtime import checks
@@ -56,7 +56,8 @@ def run_pending(
 
 def claim(job_id: UUID) -> Run | None:
     """Claim one job as a worker does; None when it is not due, too old, or its type is paused."""
-    return next(iter(lifecycle.claim([job_id], worker=WORKER)), None)
+    runs = lifecycle.claim([job_id], worker=WORKER, checked=handlers.checked_types())
+    return next(iter(runs), None)
 
 
 def _told_to_stop(run: Run) -> bool:

@@ -86,11 +86,11 @@ WITH item AS MATERIALIZED (
   RETURNING job_id
 ), moved AS (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
-    idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, due_at, expires_at, published_at,
-    root, trace)
+    idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, entered_at, due_at, expires_at,
+    published_at, root, trace)
   SELECT i.id, i.type, i.tier, i.priority, i.contract_version, i.payload::json, decode(i.request_hash, 'hex'),
     i.dedupe_key,
-    {_IDEMPOTENCY_KEY}, i."group", i.attempt_limit, i.window_seconds, i.accepted_at, i.ready_at, i.ready_at,
+    {_IDEMPOTENCY_KEY}, i."group", i.attempt_limit, i.window_seconds, i.accepted_at, i.ready_at, i.ready_at, i.ready_at,
     i.ready_at + make_interval(secs => i.max_age_seconds),
     CASE WHEN i.publish AND i.ready_at <= i.accepted_at THEN i.accepted_at END, i.id, i.trace
   FROM item i LEFT JOIN held h ON h.job_id = i.id

@@ -82,7 +82,7 @@ WITH item AS (
   SELECT * FROM json_to_recordset(%(ends)s::json) AS i (id uuid, fence integer, due_at timestamptz, outcome text,
     evidence jsonb, result jsonb, failure jsonb, fingerprint text, next_in float8, otherwise text)
 ), hit AS MATERIALIZED (
-  SELECT i.*, j.state AS was, now.at AS now, CASE
+  SELECT i.*, j.state AS was, now.at AS now, coalesce(j.entered_at, j.finished_at) AS since, CASE
       WHEN i.outcome = 'confirmed' THEN 'confirmed'
       WHEN i.outcome = 'rejected' THEN 'dead'
       WHEN j.confirm_by > now.at OR (i.outcome = 'failed' AND j.check_failures + 1 < j.attempt_limit)
@@ -101,6 +101,8 @@ WITH item AS (
     checks = 0,
     check_failures = CASE h.outcome WHEN 'failed' THEN least(j.check_failures + 1, 1000) ELSE 0 END,
     polled = h.state = 'awaiting_confirmation',
+    entered_at = CASE h.state WHEN 'awaiting_confirmation' THEN j.entered_at ELSE h.now END,
+    unknown_end = h.state IN ('retrying', 'dead') AND h.outcome <> 'rejected',
     confirm_by = CASE h.state WHEN 'awaiting_confirmation' THEN j.confirm_by END,
     due_at = CASE h.state WHEN 'awaiting_confirmation' THEN
       least(CASE WHEN j.confirm_by > h.now THEN j.confirm_by END, h.now + make_interval(secs => h.next_in),
@@ -112,7 +114,7 @@ WITH item AS (
       THEN {fingerprint_of("Unconfirmed")} ELSE coalesce(h.fingerprint, j.fingerprint) END
   FROM hit h WHERE {BETWEEN} AND j.id = h.id AND h.was = 'awaiting_confirmation'
   RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
-    j.replay_of IS NULL AND NOT j.probe AS cohort, h.was
+    j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.since, h.now AS left_at
 ), moved AS (SELECT * FROM written WHERE state <> was),
 counted AS ({delta(*SETTLED_ROWS)})
 SELECT id, fence, state FROM written

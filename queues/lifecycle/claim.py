@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from django.db import transaction
 
-from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named, transition, uuids
+from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, bucket, delta, execute, minute, named, transition, uuids
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -39,23 +39,30 @@ class Run(msgspec.Struct, frozen=True):
 # Locked in id order; a row that somebody else has locked is somebody else's, the stage comes again for it.
 CLAIM = f"""
 WITH hit AS MATERIALIZED (
-  SELECT j.id, j.state AS was, c.lease_seconds FROM queues_job j JOIN queues_jobtype c ON c.name = j.type
+  SELECT j.id, j.state AS was, c.lease_seconds, coalesce(j.entered_at, j.ready_at) AS since,
+    greatest(j.due_at, j.entered_at) AS due,
+    c.check_url <> '' OR c.success = 'check' OR j.type = ANY(%(checked)s::text[]) AS asks
+  FROM queues_job j JOIN queues_jobtype c ON c.name = j.type
   WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} IN ('accepted', 'retrying') AND j.due_at <= jobs_now()
     AND j.expires_at > jobs_now() AND NOT c.paused AND (NOT j.alone OR %(alone)s)
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
   UPDATE queues_job j SET state = 'processing', fence = j.fence + 1, attempt = j.attempt + 1, begun = j.begun + 1,
-    alone = %(alone)s, worker = %(worker)s, started_at = jobs_clock(), finished_at = NULL,
+    alone = %(alone)s, worker = %(worker)s, started_at = jobs_clock(), entered_at = jobs_clock(), finished_at = NULL,
+    unknown_end = j.unknown_end AND NOT h.asks,
     due_at = jobs_clock() + make_interval(secs => h.lease_seconds)
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.fence, j.type, j.contract_version, j.attempt, j.begun, j.payload::text, j.idempotency_key,
     j."group", j.accepted_at, j.expires_at, j.failures, j.probe, j.trace, h.lease_seconds, h.was, j.tier, j.started_at,
-    j.root, j.reference, j.check_failures
+    j.root, j.reference, j.check_failures, h.since, h.due
 ), counted AS ({
     delta(
         (EPOCH, "'open.' || m.was", "-1", "-1"),
         (EPOCH, "'open.processing'", "-1", "1"),
         (minute("m.started_at"), "'runs'", "-1", "1"),
+        (minute("m.started_at"), "'retries'", "-1", "(m.was = 'retrying')::integer"),
+        (minute("m.started_at"), "'wait'", bucket("m.due", "m.started_at"), "1"),
+        (minute("m.started_at"), "'backoff'", bucket("m.since", "m.due"), "(m.was = 'retrying')::integer"),
     )
 })
 SELECT id, fence, type, contract_version, attempt, begun, payload, idempotency_key, "group",
@@ -140,9 +147,14 @@ class Due:
     due_at: float
 
 
-def claim(ids: Sequence[UUID], *, worker: str) -> list[Run]:
-    """Start a run of each job that is due; the others are not named, since nothing was promised for them."""
-    rows = transition("claim", CLAIM, {**named(ids), "alone": len(ids) == 1, "worker": worker})
+def claim(ids: Sequence[UUID], *, worker: str, checked: Sequence[str] = ()) -> list[Run]:
+    """Start a run of each job that is due; the others are not named, since nothing was promised for them.
+
+    `checked`: the types whose check this worker asks before a run that may repeat an effect, beside those whose
+    contract names one.
+    """
+    params = {**named(ids), "alone": len(ids) == 1, "worker": worker, "checked": list(checked)}
+    rows = transition("claim", CLAIM, params)
     return [Run(*row) for row in rows]
 
 

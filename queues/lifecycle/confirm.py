@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from queues.lifecycle.settle import SETTLED_ROWS, fingerprint_of, with_failure
+from queues.lifecycle.settle import SETTLED_ROWS, fingerprint_of, suspected, with_failure
 from queues.lifecycle.sql import BETWEEN, STATE, delta, named, records, transition
 from queues.states import JobState
 
@@ -81,7 +81,11 @@ WITH item AS (
     retryable boolean, fence integer, retry_in float8, by text, root uuid)
 ), hit AS MATERIALIZED (
   SELECT i.*, j.state AS was, now.at AS now, coalesce(i.fence, j.fence) AS run, j.replayed_by, j.root AS lineage,
-    j.evidence ->> 'ref' AS known, coalesce(j.late_evidence, '[]') AS notes, CASE
+    j.evidence ->> 'ref' AS known, coalesce(j.late_evidence, '[]') AS notes,
+    coalesce(j.entered_at, j.ready_at) AS since, coalesce(i.positive AND i.ref <> j.evidence ->> 'ref'
+      AND i.kind = j.evidence ->> 'kind', false) AS second,
+    coalesce(i.positive AND (j.reason = 'rejected' OR coalesce(i.fence, j.fence) = (j.rejection ->> 'fence')::integer),
+      false) AS refused, CASE
       WHEN i.positive THEN CASE
         WHEN {STATE} IN ('accepted', 'retrying', 'awaiting_confirmation') THEN 'confirmed'
         WHEN {STATE} = 'processing' AND j.evidence IS NULL THEN 'kept'
@@ -124,6 +128,9 @@ WITH item AS (
       WHEN h.applied = 'retrying' AND h.was = 'awaiting_confirmation' THEN h.now + make_interval(secs => h.retry_in)
       ELSE j.due_at END,
     confirm_by = CASE WHEN h.applied IN ('confirmed', 'rejected', 'retrying') THEN NULL ELSE j.confirm_by END,
+    entered_at = CASE WHEN h.applied IN ('confirmed', 'rejected') OR (h.applied = 'retrying' AND h.was <> 'retrying')
+      THEN h.now ELSE j.entered_at END,
+    unknown_end = j.unknown_end AND h.applied NOT IN ('confirmed', 'rejected', 'retrying'),
     polled = j.polled AND h.applied NOT IN ('confirmed', 'rejected', 'retrying'),
     settled_at = CASE WHEN h.applied IN ('confirmed', 'rejected') THEN h.now ELSE j.settled_at END,
     failures = CASE WHEN h.applied IN ('rejected', 'retrying') THEN
@@ -136,14 +143,20 @@ WITH item AS (
   FROM told h WHERE {BETWEEN} AND j.id = h.id
     AND ((h.note AND NOT h.heard) OR h.applied IN ('confirmed', 'kept', 'rejected', 'retrying'))
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
-    j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.applied, h.now
+    j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.applied, h.since, h.now AS left_at, h.run, h.second,
+    h.refused, h.known, h.ref, h.detail
 ), moved AS (SELECT * FROM changed WHERE state <> was),
 counted AS ({delta(*SETTLED_ROWS)}), noted AS (
   INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
-  SELECT date_trunc('minute', now), type, tier,
-    CASE applied WHEN 'late' THEN 'late_evidence' ELSE 'contradictions' END, -1, 1, 0
-  FROM changed WHERE applied IN ('late', 'contradiction')
-)
+  SELECT date_trunc('minute', left_at), type, tier, 'late_evidence', -1, 1, 0 FROM changed WHERE applied = 'late'
+), {
+    suspected(
+        "changed",
+        ("contradiction", "m.applied = 'contradiction'", "jsonb_build_object('known', m.known, 'detail', m.detail)"),
+        ("second_reference", "m.second", "jsonb_build_object('known', m.known, 'said', m.ref)"),
+        ("confirmed_after_rejection", "m.refused", "jsonb_build_object('said', m.ref)"),
+    )
+}
 SELECT t.id, t.applied, coalesce(c.state, t.was), t.was, t.replayed_by, t.lineage, t.heard
 FROM told t LEFT JOIN changed c ON c.id = t.id
 """

@@ -35,7 +35,8 @@ class Edit:
 
 CANCEL = f"""
 WITH hit AS MATERIALIZED (
-  SELECT j.id, j.state AS was, now.at AS now FROM queues_job j CROSS JOIN (SELECT jobs_clock() AS at) AS now
+  SELECT j.id, j.state AS was, now.at AS now, coalesce(j.entered_at, j.ready_at) AS since
+  FROM queues_job j CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[])
     AND ({STATE} IN ('accepted', 'retrying', 'awaiting_confirmation')
       OR ({STATE} = 'processing' AND NOT j.cancel_requested))
@@ -45,11 +46,13 @@ WITH hit AS MATERIALIZED (
     state = CASE h.was WHEN 'processing' THEN 'processing' ELSE 'cancelled' END,
     due_at = CASE h.was WHEN 'processing' THEN j.due_at END,
     settled_at = CASE h.was WHEN 'processing' THEN NULL ELSE h.now END,
+    entered_at = CASE h.was WHEN 'processing' THEN j.entered_at ELSE h.now END,
+    unknown_end = j.unknown_end OR h.was = 'awaiting_confirmation',
     reason = %(reason)s,
     resolution = CASE h.was WHEN 'processing' THEN NULL ELSE 'open' END
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.begun, j.probe,
-    j.replay_of IS NULL AND NOT j.probe AS cohort, h.was
+    j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.since, h.now AS left_at
 ), moved AS (SELECT * FROM changed WHERE state = 'cancelled'),
 counted AS ({delta(*SETTLED_ROWS)})
 SELECT id, state, was, begun > 0 FROM changed
@@ -103,14 +106,14 @@ WITH parent AS MATERIALIZED (
   RETURNING j.id, j.type, j.tier, j.state
 ), child AS (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
-    idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, due_at, expires_at, root, replay_of,
-    begun, reference, trace)
+    idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, entered_at, due_at, expires_at,
+    root, replay_of, begun, reference, unknown_end, trace)
   SELECT p.child, p.type, p.tier_id, p.priority, p.version, coalesce(%(payload)s::json, p.payload),
     coalesce(decode(%(request_hash)s, 'hex'), p.request_hash), coalesce(%(key)s, p.dedupe_key),
     CASE WHEN p.other THEN {idempotency_key("p.type", "%(key)s::text")} ELSE p.idempotency_key END,
-    p."group", p.max_attempts, p.promise, p.now, p.now, p.now, p.now + make_interval(secs => p.max_age_seconds),
+    p."group", p.max_attempts, p.promise, p.now, p.now, p.now, p.now, p.now + make_interval(secs => p.max_age_seconds),
     CASE WHEN p.other THEN p.child ELSE p.root END, p.id, CASE WHEN p.other THEN 0 ELSE p.begun END,
-    CASE WHEN p.other THEN NULL ELSE p.reference END, p.trace
+    CASE WHEN p.other THEN NULL ELSE p.reference END, p.unknown_end AND NOT p.other, p.trace
   FROM parent p JOIN marked ON marked.id = p.id
   RETURNING id, type, tier, accepted_at
 ), moved AS (

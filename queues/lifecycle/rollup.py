@@ -2,47 +2,85 @@
 
 from queues.lifecycle.sql import execute, transition
 
-_COUNTS = (
-    "ready", "in_window", "excluded", "accepted", "duplicates", "confirmed", "dead", "expired", "cancelled",
-    "replayed", "runs", "failed", "lost", "late_evidence", "contradictions", "superseded",
+COUNTS = (
+    "ready", "in_window", "excluded", "ended", "accepted", "duplicates", "confirmed", "late", "dead", "expired",
+    "cancelled", "replayed", "runs", "retries", "failed", "lost", "late_evidence", "contradictions", "superseded",
+    "blind_attempts", "second_references", "confirmed_after_rejection",
 )  # fmt: skip
-_SUMS = ", ".join(f"coalesce(sum(n) FILTER (WHERE measure = '{c}' AND bucket < 0), 0) AS {c}" for c in _COUNTS)
-_ADDS = ", ".join(f"{c} = r.{c} + excluded.{c}" for c in _COUNTS)
+_SUMS = ", ".join(f"coalesce(sum(n) FILTER (WHERE measure = '{c}' AND bucket < 0), 0) AS {c}" for c in COUNTS)
+_ADDS = ", ".join(f"{c} = r.{c} + excluded.{c}" for c in COUNTS)
 
+# The time of the last complete fold is written every few seconds while nothing happens: pages and metrics judge windows
+# up to then, so that a scheduler that stands still makes no job late.
 FOLD = f"""
 WITH taken AS MATERIALIZED (
   DELETE FROM queues_outcomedelta WHERE id = ANY(ARRAY(
     SELECT id FROM queues_outcomedelta ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
   RETURNING at, type, tier, measure, bucket, n, window_seconds
 ), timed AS MATERIALIZED (
-  SELECT g.grain, date_trunc(g.grain, t.at) AS at, type, tier, measure, bucket, n, window_seconds
-  FROM taken t CROSS JOIN (VALUES ('minute'), ('hour'), ('day')) AS g (grain) WHERE measure NOT LIKE 'open.%%'
+  SELECT g.grain, CASE g.grain WHEN 'total' THEN to_timestamp(0) ELSE date_trunc(g.grain, t.at) END AS at,
+    type, tier, measure, bucket, n, window_seconds
+  FROM taken t CROSS JOIN (VALUES ('minute'), ('hour'), ('day'), ('total')) AS g (grain)
+  WHERE measure NOT LIKE 'open.%%'
 ), states AS (
   INSERT INTO queues_statecount AS r (type, tier, state, n)
   SELECT type, tier, substr(measure, 6), sum(n) FROM taken WHERE measure LIKE 'open.%%'
   GROUP BY 1, 2, 3 HAVING sum(n) <> 0 ORDER BY 1, 2, 3
   ON CONFLICT (type, tier, state) DO UPDATE SET n = r.n + excluded.n
 ), counts AS (
-  INSERT INTO queues_outcomerollup AS r (grain, at, type, tier, window_seconds, {", ".join(_COUNTS)})
-  SELECT grain, at, type, tier, max(window_seconds), {_SUMS} FROM timed
+  INSERT INTO queues_outcomerollup AS r (grain, at, type, tier, window_seconds, window_least, {", ".join(COUNTS)})
+  SELECT grain, at, type, tier, max(window_seconds), coalesce(min(nullif(window_seconds, 0)), 0), {_SUMS} FROM timed
   GROUP BY grain, at, type, tier HAVING bool_or(bucket < 0) ORDER BY grain, at, type, tier
   ON CONFLICT (grain, at, type, tier) DO UPDATE
-    SET window_seconds = greatest(r.window_seconds, excluded.window_seconds), {_ADDS}
+    SET window_seconds = greatest(r.window_seconds, excluded.window_seconds),
+      window_least = coalesce(least(nullif(r.window_least, 0), nullif(excluded.window_least, 0)), 0), {_ADDS}
 ), histograms AS (
   INSERT INTO queues_outcomehistogram AS r (grain, at, type, tier, measure, bucket, n)
   SELECT grain, at, type, tier, measure, bucket, sum(n) FROM timed WHERE bucket >= 0
   GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6
   ON CONFLICT (grain, at, type, tier, measure, bucket) DO UPDATE SET n = r.n + excluded.n
-), version AS (
-  UPDATE queues_boardversion SET n = n + 1, at = jobs_clock() WHERE id = 1 AND EXISTS (SELECT 1 FROM taken)
+), sums AS (SELECT count(*) AS n FROM taken), version AS (
+  UPDATE queues_boardversion v SET n = v.n + (s.n > 0)::integer, at = CASE WHEN s.n > 0 THEN jobs_clock() ELSE v.at END,
+    folded_at = CASE WHEN s.n < %(limit)s THEN jobs_now() ELSE v.folded_at END
+  FROM sums s WHERE v.id = 1
+    AND (s.n > 0 OR v.folded_at NOT BETWEEN jobs_now() - interval '5 seconds' AND jobs_now())
 )
-SELECT count(*) FROM taken
+SELECT n FROM sums
+"""
+
+# By the primary key, which begins with these columns; a bounded number at a time.
+FORGET = """
+DELETE FROM {table} WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM {table} WHERE grain = %(grain)s AND at < jobs_now() - make_interval(days => %(days)s)
+  ORDER BY grain, at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING 1
+"""
+FORGET_SUSPECTED = """
+DELETE FROM queues_suspectedduplicate WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM queues_suspectedduplicate WHERE at < jobs_now() - make_interval(days => %(days)s)
+  ORDER BY at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING 1
 """
 
 
 def fold(*, limit: int = 20_000) -> int:
-    """Add up to `limit` deltas to minute, hour and day; returns how many."""
+    """Add up to `limit` deltas to minute, hour, day and total; returns how many."""
     return int(transition("fold", FOLD, {"limit": limit})[0][0])
+
+
+def forget_rollups(*, grain: str, days: int, limit: int) -> int:
+    """Delete rollups of a grain that are older than so many days; returns how many rows went, less than twice `limit`.
+
+    What they count stays in the coarser grains.
+    """
+    params = {"grain": grain, "days": days, "limit": limit}
+    tables = ("queues_outcomerollup", "queues_outcomehistogram")
+    return sum(len(execute(FORGET.format(table=table), params)) for table in tables)
+
+
+def forget_suspected(*, days: int, limit: int) -> int:
+    """Delete signs of duplicate effects that are older than so many days; returns how many."""
+    return len(execute(FORGET_SUSPECTED, {"days": days, "limit": limit}))
 
 
 def touch_board() -> None:

@@ -7,7 +7,19 @@ from uuid import UUID
 
 import msgspec
 
-from queues.lifecycle.sql import BETWEEN, EPOCH, delta, execute, minute, named, records, transition, uuids
+from queues.lifecycle.sql import (
+    BETWEEN,
+    EPOCH,
+    FIRST_PLACE,
+    bucket,
+    delta,
+    execute,
+    minute,
+    named,
+    records,
+    transition,
+    uuids,
+)
 from queues.states import REASON_CODES, JobState
 
 
@@ -30,7 +42,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     """The end of one run. `failure` is {error_class, message, traceback}, redacted already.
 
     Of an awaited proof: `confirm_in` are the seconds to its deadline (None: until max age), `act_in` those to the next
-    check or the deadline, whichever is first; `polled` says that a check is asked.
+    check or the deadline, whichever is first; `polled` says that a check is asked. `unknown`: the run failed, and
+    whether its work happened is not known (a time limit, no answer, no evidence).
     """
 
     id: UUID
@@ -48,6 +61,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     confirm_in: float | None = None
     act_in: float | None = None
     polled: bool = False
+    unknown: bool = False
 
 
 FAILURES_KEPT = 20
@@ -75,8 +89,10 @@ def fingerprint_of(words: str) -> str:
 
 _REASON_CODE = "CASE m.reason " + " ".join(f"WHEN '{r}' THEN {c}" for r, c in REASON_CODES.items()) + " END"
 
-# What every settling statement counts. `moved` has was, state, reason, ready_at, settled_at, window_seconds and
-# `cohort` (not a probe and not a replay).
+# What every settling statement counts. `moved` has was, since (when it came into that state), left_at, state, reason,
+# ready_at, settled_at, window_seconds and `cohort` (not a probe and not a replay). The time of a run is that of its
+# body, which the worker measured.
+_IN_TIME = "m.settled_at <= m.ready_at + make_interval(secs => m.window_seconds)"
 SETTLED_ROWS: tuple[tuple[str, str, str, str], ...] = (
     (EPOCH, "'open.' || m.was", "-1", "-1"),
     (EPOCH, "'open.' || m.state", "-1", "(m.state <> ALL ('{confirmed,expired,cancelled}'))::integer"),
@@ -92,10 +108,55 @@ SETTLED_ROWS: tuple[tuple[str, str, str, str], ...] = (
         minute("m.ready_at"),
         "CASE m.state WHEN 'confirmed' THEN 'in_window' ELSE 'excluded' END",
         "-1",
-        "(m.cohort AND m.state IN ('confirmed', 'cancelled')"
-        " AND m.settled_at <= m.ready_at + make_interval(secs => m.window_seconds))::integer",
+        f"(m.cohort AND m.state IN ('confirmed', 'cancelled') AND {_IN_TIME})::integer",
+    ),
+    (minute("m.ready_at"), "'ended'", "-1", "(m.cohort AND m.settled_at IS NOT NULL)::integer"),
+    (minute("m.settled_at"), "'late'", "-1", f"(m.state = 'confirmed' AND NOT {_IN_TIME})::integer"),
+    (
+        minute("m.left_at"),
+        "CASE m.was WHEN 'accepted' THEN 'wait' WHEN 'retrying' THEN 'backoff' ELSE 'await' END",
+        bucket("m.since", "m.left_at"),
+        "(m.was <> 'processing' AND m.left_at > m.since)::integer",
     ),
 )
+
+_SAID = "coalesce(i.evidence ->> 'ref', i.reference)"
+# References are compared with their like: what a callback names may be another thing than what the handler got. One
+# that was rejected stands for nothing that happened.
+_SECOND = f"""CASE
+      WHEN i.evidence ->> 'kind' = j.evidence ->> 'kind' AND i.evidence ->> 'ref' <> j.evidence ->> 'ref'
+        THEN j.evidence ->> 'ref'
+      WHEN {_SAID} <> j.reference AND (j.rejection IS NULL
+        OR coalesce(j.rejection ->> 'ref', j.reference) <> j.reference) THEN j.reference END"""
+
+
+def suspected(source: str, *kinds: tuple[str, str, str]) -> str:
+    """Return CTEs that keep and count signs of duplicate effects in the rows of `source`, which has id, type, tier.
+
+    Shape of a kind: its name, SQL that says whether the row `m` is one, SQL for its detail. The rows have `run`, the
+    fence that it is about, and `left_at`.
+    """
+    rows = " UNION ALL ".join(
+        f"SELECT m.type, m.tier, '{kind}' AS kind, m.id, m.run, m.left_at, {detail} AS detail FROM {source} m"
+        f" WHERE {found}"
+        for kind, found, detail in kinds
+    )
+    return f"""signs AS (
+  INSERT INTO queues_suspectedduplicate (type, tier, kind, job_id, fence, at, detail)
+  SELECT type, tier, kind, id, run, left_at, jsonb_strip_nulls(detail) FROM ({rows}) AS s ORDER BY id
+  RETURNING type, tier, kind, at
+), signs_counted AS (
+  INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
+  SELECT {minute("at")}, type, tier,
+    CASE kind WHEN 'blind_attempt' THEN 'blind_attempts' WHEN 'second_reference' THEN 'second_references'
+      WHEN 'contradiction' THEN 'contradictions' ELSE kind END, -1, count(*), 0
+  FROM signs GROUP BY 1, 2, 3, 4
+)"""
+
+
+BLIND = ("blind_attempt", "m.blind", "jsonb_build_object('error_class', m.failure_before)")
+"""Of a run that ends: it began without knowing how the one before had ended."""
+BLIND_COLUMNS = "j.unknown_end AS blind, j.failures -> -1 ->> 'error_class' AS failure_before"
 
 # The row decides together with the verdict: evidence that arrived meanwhile and a requested cancel win over a failure,
 # evidence of this run wins over a cancel, a rejection of this run over whatever it returned without evidence. Rows are
@@ -105,9 +166,11 @@ _SETTLE = f"""
 WITH item AS (
   SELECT * FROM json_to_recordset(%(ends)s::json) AS i (id uuid, fence integer, verdict text, evidence jsonb,
     result jsonb, reason text, retry_in float8, failure jsonb, fingerprint text, seconds float8, on_stale text,
-    reference text, confirm_in float8, act_in float8, polled boolean)
+    reference text, confirm_in float8, act_in float8, polled boolean, unknown boolean)
 ), hit AS MATERIALIZED (
-  SELECT i.*, j.state AS was, now.at AS now, j.rejection AS refusal, CASE
+  SELECT i.*, j.state AS was, now.at AS now, j.rejection AS refusal, coalesce(j.entered_at, j.started_at) AS since,
+    {BLIND_COLUMNS}, coalesce({REJECTED}, false) AS refused,
+    {_SECOND} AS other_ref, CASE
       WHEN i.verdict = 'confirmed' OR j.evidence IS NOT NULL THEN 'confirmed'
       WHEN j.cancel_requested THEN 'cancelled'
       WHEN i.verdict = 'released' THEN 'accepted'
@@ -128,7 +191,7 @@ WITH item AS (
   WHERE j.id = ANY(%(ids)s::uuid[])
   ORDER BY j.id FOR UPDATE OF j
 ), told AS (
-  SELECT h.*, verdict IN ('released', 'put_off') AS given_back,
+  SELECT h.*, verdict IN ('released', 'put_off') AS given_back, {_SAID.replace("i.", "h.")} AS said,
     CASE WHEN why = 'rejected' AND state IN ('dead', 'retrying') THEN jsonb_build_object('error_class', 'Rejected',
       'message', coalesce(nullif(refusal ->> 'detail', ''), 'the outside world rejected the work'))
       ELSE failure END AS story
@@ -149,7 +212,12 @@ WITH item AS (
     alone = j.alone AND h.given_back,
     reference = coalesce(h.reference, j.reference),
     confirm_by = CASE h.state WHEN 'awaiting_confirmation' THEN h.confirm_by END,
-    due_at = CASE h.state WHEN 'accepted' THEN h.now WHEN 'retrying' THEN h.now + make_interval(secs => h.retry_in)
+    unknown_end = CASE WHEN h.given_back THEN j.unknown_end
+      ELSE h.unknown AND h.why <> 'rejected' AND h.state IN ('retrying', 'dead', 'expired', 'cancelled') END,
+    entered_at = h.now,
+    due_at = CASE h.state WHEN 'accepted' THEN {
+    FIRST_PLACE
+} WHEN 'retrying' THEN h.now + make_interval(secs => h.retry_in)
       WHEN 'awaiting_confirmation' THEN least(h.confirm_by, h.now + make_interval(secs => h.act_in),
         CASE WHEN h.polled THEN {LAST_CHECK} END) END,
     finished_at = h.now,
@@ -161,8 +229,16 @@ WITH item AS (
   FROM told h WHERE {BETWEEN} AND j.id = h.id AND h.was = 'processing'
   RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at,
     j.window_seconds, h.verdict, h.given_back, h.seconds, j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort,
-    h.was
-), counted AS ({
+    h.was, h.since, h.now AS left_at, j.fence AS run, h.blind AND NOT h.given_back AS blind, h.failure_before,
+    h.other_ref, h.said, h.refused
+), {
+    suspected(
+        "moved",
+        BLIND,
+        ("second_reference", "m.other_ref IS NOT NULL", "jsonb_build_object('known', m.other_ref, 'said', m.said)"),
+        ("confirmed_after_rejection", "m.verdict = 'confirmed' AND m.refused", "jsonb_build_object('said', m.said)"),
+    )
+}, counted AS ({
     delta(
         *SETTLED_ROWS,
         (minute("m.finished_at"), "'failed'", "-1", "(m.verdict = 'failed')::integer"),

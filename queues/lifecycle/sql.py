@@ -21,6 +21,16 @@ EPOCH = "to_timestamp(0)"
 """The time of counts that have none: how many jobs are in a state now."""
 
 
+FIRST_PLACE = "least(h.now, j.ready_at + make_interval(secs => j.fence * 0.000001))"
+"""When a job that is given back is due: by its age, so before all that became ready after it. The microseconds make
+each wait a new one for the stage, which remembers what it sent by the due time."""
+
+
+def bucket(start: str, end: str) -> str:
+    """Return SQL for the bucket of the time between two."""
+    return f"jobs_bucket(extract(epoch FROM {end} - {start})::float8)"
+
+
 def minute(column: str) -> str:
     """Return SQL for the minute of a time."""
     return f"date_trunc('minute', {column})"

@@ -3,8 +3,16 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from queues.lifecycle.settle import REJECTED, SETTLED_ROWS, fingerprint_of, with_failure
-from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, minute, named, transition, uuids
+from queues.lifecycle.settle import (
+    BLIND,
+    BLIND_COLUMNS,
+    REJECTED,
+    SETTLED_ROWS,
+    fingerprint_of,
+    suspected,
+    with_failure,
+)
+from queues.lifecycle.sql import BETWEEN, FIRST_PLACE, STATE, bucket, delta, execute, minute, named, transition, uuids
 from queues.states import JobState
 
 # The contract of the job's own version; a version without a snapshot falls back to the newest one, and a job whose
@@ -28,7 +36,7 @@ LOST = "SELECT id FROM queues_job WHERE state = 'processing' AND due_at < jobs_n
 RESCUE = f"""
 WITH named AS (SELECT * FROM unnest(%(dead)s::uuid[], %(fences)s::integer[]) AS n (id, fence)),
 hit AS MATERIALIZED (
-  SELECT j.id, j.alone, now.at AS now, CASE
+  SELECT j.id, j.alone, now.at AS now, coalesce(j.entered_at, j.started_at) AS since, {BLIND_COLUMNS}, CASE
       WHEN j.evidence IS NOT NULL THEN 'confirmed'
       WHEN j.cancel_requested THEN 'cancelled'
       WHEN {REFUSED} THEN 'dead'
@@ -44,8 +52,9 @@ hit AS MATERIALIZED (
 ), moved AS (
   UPDATE queues_job j SET state = h.state, attempt = j.attempt - 1,
     crashes = j.crashes + (h.alone AND %(blame)s)::integer,
-    alone = h.state = 'retrying', finished_at = h.now,
-    due_at = CASE h.state WHEN 'retrying' THEN h.now END,
+    alone = h.state = 'retrying', finished_at = h.now, entered_at = h.now,
+    unknown_end = h.state <> 'confirmed' AND h.why <> 'rejected',
+    due_at = CASE h.state WHEN 'retrying' THEN {FIRST_PLACE} END,
     settled_at = CASE WHEN h.state <> 'retrying' THEN h.now END,
     reason = CASE h.state WHEN 'dead' THEN h.why WHEN 'cancelled' THEN j.reason END,
     resolution = CASE WHEN h.state IN ('dead', 'cancelled') THEN 'open' END,
@@ -54,8 +63,15 @@ hit AS MATERIALIZED (
     failures = {with_failure(_LOST_STORY)}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at, j.window_seconds,
-    j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort, 'processing' AS was
-), counted AS ({delta(*SETTLED_ROWS, (minute("m.finished_at"), "'lost'", "-1", "1"))})
+    j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort, 'processing' AS was, h.since, h.now AS left_at,
+    j.fence AS run, h.blind, h.failure_before
+), {suspected("moved", BLIND)}, counted AS ({
+    delta(
+        *SETTLED_ROWS,
+        (minute("m.finished_at"), "'lost'", "-1", "1"),
+        (minute("m.finished_at"), "'lost'", bucket("m.since", "m.left_at"), "1"),
+    )
+})
 SELECT id, state FROM moved
 """
 
@@ -66,7 +82,7 @@ SELECT id FROM queues_job WHERE state IN ('accepted', 'retrying', 'awaiting_conf
 
 EXPIRE = f"""
 WITH hit AS MATERIALIZED (
-  SELECT j.id, j.state AS was, now.at AS now, CASE
+  SELECT j.id, j.state AS was, now.at AS now, coalesce(j.entered_at, j.ready_at) AS since, CASE
       WHEN j.state = 'awaiting_confirmation' THEN 'dead'
       WHEN coalesce(r.fields ->> 'on_stale', c.on_stale) = 'dead' THEN 'dead' ELSE 'expired' END AS state
   FROM queues_job j {POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
@@ -74,11 +90,12 @@ WITH hit AS MATERIALIZED (
     AND j.expires_at <= jobs_now()
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
-  UPDATE queues_job j SET state = h.state, due_at = NULL, settled_at = h.now, resolution = 'open',
+  UPDATE queues_job j SET state = h.state, due_at = NULL, settled_at = h.now, entered_at = h.now, resolution = 'open',
+    unknown_end = j.unknown_end OR h.was = 'awaiting_confirmation',
     reason = CASE h.was WHEN 'awaiting_confirmation' THEN 'unconfirmed' ELSE 'stale' END
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
-    j.replay_of IS NULL AND NOT j.probe AS cohort, h.was
+    j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.since, h.now AS left_at
 ), counted AS ({delta(*SETTLED_ROWS)})
 SELECT id, state FROM moved
 """
@@ -97,7 +114,7 @@ ORDER BY j.due_at LIMIT %(limit)s
 
 GIVE_UP = f"""
 WITH hit AS MATERIALIZED (
-  SELECT j.id, now.at AS now, CASE
+  SELECT j.id, now.at AS now, coalesce(j.entered_at, j.finished_at) AS since, CASE
       WHEN coalesce(r.fields ->> 'on_unconfirmed', c.on_unconfirmed) = 'retry' AND j.attempt < j.attempt_limit
         AND j.expires_at > now.at THEN 'retrying' ELSE 'dead' END AS state
   FROM queues_job j {POLICY} CROSS JOIN (SELECT jobs_clock() AS at) AS now
@@ -105,6 +122,7 @@ WITH hit AS MATERIALIZED (
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
   UPDATE queues_job j SET state = h.state, checks = 0, check_failures = 0, polled = false, confirm_by = NULL,
+    entered_at = h.now, unknown_end = true,
     due_at = CASE h.state WHEN 'retrying' THEN h.now END,
     settled_at = CASE h.state WHEN 'dead' THEN h.now END,
     reason = CASE h.state WHEN 'dead' THEN 'unconfirmed' END,
@@ -113,7 +131,8 @@ WITH hit AS MATERIALIZED (
     failures = {with_failure(UNCONFIRMED_STORY)}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
-    j.replay_of IS NULL AND NOT j.probe AS cohort, 'awaiting_confirmation' AS was
+    j.replay_of IS NULL AND NOT j.probe AS cohort, 'awaiting_confirmation' AS was, h.since,
+    h.now AS left_at
 ), counted AS ({delta(*SETTLED_ROWS)})
 SELECT id, state FROM moved
 """

@@ -3,7 +3,14 @@
 from queues.models.contract import ContractRevision, JobType, Tier
 from queues.models.evidence import Callback, JobReference, StepResult
 from queues.models.job import DedupeKey, Job, JobQuerySet
-from queues.models.outcome import BoardVersion, OutcomeDelta, OutcomeHistogram, OutcomeRollup, StateCount
+from queues.models.outcome import (
+    BoardVersion,
+    OutcomeDelta,
+    OutcomeHistogram,
+    OutcomeRollup,
+    StateCount,
+    SuspectedDuplicate,
+)
 from queues.models.worker import AuditEntry, WorkerProcess
 
 __all__ = [
@@ -21,6 +28,7 @@ __all__ = [
     "OutcomeRollup",
     "StateCount",
     "StepResult",
+    "SuspectedDuplicate",
     "Tier",
     "WorkerProcess",
 ]

@@ -53,6 +53,8 @@ class Job(models.Model):
     crashes = models.SmallIntegerField(default=0)
     begun = models.SmallIntegerField(default=0)
     alone = models.BooleanField(default=False)
+    # How the last run of its lineage ended is not known, and nobody has asked since.
+    unknown_end = models.BooleanField(default=False)
     cancel_requested = models.BooleanField(default=False)
     probe = models.BooleanField(default=False)
     canary = models.BooleanField(default=False)
@@ -65,6 +67,8 @@ class Job(models.Model):
     published_at = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
+    # When it came into its state; of a job that waits for its time, that time.
+    entered_at = models.DateTimeField(null=True)
     settled_at = models.DateTimeField(null=True)
     request_hash = models.BinaryField(max_length=32)
     dedupe_key = models.CharField(max_length=255, null=True, db_collation="C")  # noqa: DJ001 (null: no key)

@@ -1,15 +1,18 @@
 """The read side: rollups to lag, ratios, series and lists. The only place with reporting SQL; nothing here writes."""
 
 from queues.outcomes.flow import Counts, Flow, add, below_since, flow
-from queues.outcomes.lag import Lags, Percentiles, lag_series, lag_slots, lags
 from queues.outcomes.lists import LOOK_AT_MOST, JobFilter, JobPage, JobRow, jobs, oldest_jobs
 from queues.outcomes.now import Board, Pool, Processes, TierNow, TypeNow, board, oldest_open, processes
-from queues.outcomes.ranges import DEFAULT_RANGE, RANGES, Span
+from queues.outcomes.ranges import DAYS_KEPT, DEFAULT_RANGE, HOURS_KEPT, MINUTES_KEPT, RANGES, Span
 from queues.outcomes.staging import RECENT_ENOUGH, run_histograms, waiting_pairs
+from queues.outcomes.suspicion import Sign, signs, signs_of
+from queues.outcomes.times import Percentiles, Stage, Times, lag_series, lag_slots, times
+from queues.outcomes.totals import Totals, totals
 
 __all__ = [
-    "DEFAULT_RANGE", "LOOK_AT_MOST", "RANGES", "RECENT_ENOUGH", "Board", "Counts", "Flow", "JobFilter", "JobPage",
-    "JobRow", "Lags", "Percentiles", "Pool", "Processes", "Span", "TierNow", "TypeNow", "add", "below_since", "board",
-    "flow", "jobs", "lag_series", "lag_slots", "lags", "oldest_jobs", "oldest_open", "processes",
-    "run_histograms", "waiting_pairs",
+    "DAYS_KEPT", "DEFAULT_RANGE", "HOURS_KEPT", "LOOK_AT_MOST", "MINUTES_KEPT", "RANGES", "RECENT_ENOUGH", "Board",
+    "Counts", "Flow", "JobFilter", "JobPage", "JobRow", "Percentiles", "Pool", "Processes", "Sign", "Span", "Stage",
+    "TierNow", "Times", "Totals", "TypeNow", "add", "below_since", "board", "flow", "jobs", "lag_series", "lag_slots",
+    "oldest_jobs", "oldest_open", "processes", "run_histograms", "signs", "signs_of", "times", "totals",
+    "waiting_pairs",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -12,102 +12,157 @@ from queues.outcomes.ranges import Span
 
 Pair = tuple[int, str]
 
-_HAPPENED: Final = (
-    "accepted", "duplicates", "confirmed", "dead", "expired", "cancelled", "replayed", "runs", "failed", "lost"
+HAPPENED: Final = (
+    "accepted", "duplicates", "confirmed", "late", "dead", "expired", "cancelled", "replayed", "runs", "retries",
+    "failed", "lost", "late_evidence", "contradictions", "superseded", "blind_attempts", "second_references",
+    "confirmed_after_rejection",
 )  # fmt: skip
-_ROW: Final = ", ".join(f"r.{name}" for name in _HAPPENED)
-_NOTHING: Final = ", ".join("0" for _ in _HAPPENED)
-_SUMS: Final = ", ".join(f"sum({name})::bigint AS {name}" for name in (*_HAPPENED, "due", "kept"))
+_COHORT: Final = ("ready", "due", "kept", "open_late")
+COLUMNS: Final = ", ".join(("at", "type", "tier", "window_seconds", "window_least", "in_window", "excluded", "ended"))
+_ROW: Final = f"{COLUMNS}, ready, {', '.join(HAPPENED)}"
+OF_TYPES: Final = "(%(types)s::text[] IS NULL OR type = ANY(%(types)s::text[]))"
 
 
-def _cohort(passed: str) -> str:
-    due, kept = "greatest(r.ready - r.excluded, 0)", "r.in_window"
-    return f"CASE WHEN {passed} THEN {due} ELSE 0 END, CASE WHEN {passed} THEN {kept} ELSE 0 END"
+def passed(length: str) -> str:
+    """Return SQL: the windows of a cohort of this length have passed, all of them."""
+    return f"at + interval '{length}' + make_interval(secs => window_seconds) <= %(judged)s"
 
 
-_WINDOW: Final = "make_interval(secs => r.window_seconds)"
-_MINUTE_PASSED: Final = f"r.at + interval '1 minute' + {_WINDOW} <= %(now)s"
-_HOUR_PASSED: Final = f"r.at + interval '1 hour' + {_WINDOW} <= %(now)s"
+MAY_HAVE_PASSED: Final = "ready > 0 AND at + interval '1 minute' + make_interval(secs => window_least) <= %(judged)s"
+"""SQL: of a longer cohort, the windows of some of its minutes may have passed."""
 
-_OF_TYPE: Final = "(%(type)s::text IS NULL OR r.type = %(type)s)"
-_MINUTES: Final = f"""
-  SELECT r.type, r.tier, r.at, {_ROW}, {_cohort(_MINUTE_PASSED)} FROM queues_outcomerollup r
-  WHERE r.grain = 'minute' AND r.at >= %(minutes)s AND r.at <= %(now)s AND {_OF_TYPE}
-"""  # noqa: S608 (no value is formatted in)
 
-# Whole hours; and of the one hour in which a window passes now, the cohorts of its minutes: there the hour's own cohort
-# does not count yet. Windows that no contract has any more count once their hour is over. OFFSET 0 keeps the planner
-# from turning the few minutes of each window into a join with the whole table.
-_HOURS: Final = f"""
-  UNION ALL
-  SELECT r.type, r.tier, r.at, {_ROW}, {_cohort(_HOUR_PASSED)} FROM queues_outcomerollup r
-  WHERE r.grain = 'hour' AND r.at >= %(since)s AND r.at < %(minutes)s AND {_OF_TYPE}
-  UNION ALL
-  SELECT m.type, m.tier, m.at, {_NOTHING}, m.due, m.in_window
-  FROM (SELECT DISTINCT window_seconds, date_trunc('hour', %(now)s - make_interval(secs => window_seconds)) AS hour
-    FROM queues_jobtype) AS w
-  CROSS JOIN LATERAL (
-    SELECT r.type, r.tier, r.at, greatest(r.ready - r.excluded, 0) AS due, r.in_window FROM queues_outcomerollup r
-    WHERE r.grain = 'minute' AND r.at >= greatest(w.hour, %(since)s)
-      AND r.at < least(w.hour + interval '1 hour', %(minutes)s)
-      AND r.window_seconds = w.window_seconds AND {_MINUTE_PASSED} AND {_OF_TYPE} OFFSET 0
-  ) AS m
-"""  # noqa: S608 (no value is formatted in)
+def _inside(outer: str, grain: str, length: str) -> str:
+    """Return SQL for the finer rollups of one that cannot be judged as a whole. OFFSET 0 keeps the planner from turning
+    these few lookups into a join with the whole table.
+    """
+    return f"""
+  SELECT r.*, false FROM {outer} o CROSS JOIN LATERAL (
+    SELECT {_ROW} FROM queues_outcomerollup i WHERE i.grain = '{grain}' AND i.at >= o.at
+      AND i.at < o.at + interval '{length}' AND i.type = o.type AND i.tier = o.tier OFFSET 0) AS r
+  WHERE NOT ({passed(length).replace("at +", "o.at +").replace("window_", "o.window_")})
+    AND {MAY_HAVE_PASSED.replace("ready", "o.ready").replace("at +", "o.at +").replace("window_", "o.window_")}"""
 
+
+def _part(source: str, length: str) -> str:
+    due = f"CASE WHEN {passed(length)} THEN"
+    happened = ", ".join(f"CASE WHEN whole THEN {name} ELSE 0 END" for name in ("ready", *HAPPENED))
+    return f"""SELECT at, type, tier, {happened}, {due} ready - excluded ELSE 0 END, {due} in_window ELSE 0 END,
+    {due} ready - ended ELSE 0 END FROM {source}"""
+
+
+# The happened counts come from the rollups that cover the span; so do cohorts, but of one whose windows have not all
+# passed the finer rollups are judged.
 _FLOW: Final = f"""
-WITH part (type, tier, at, {", ".join(_HAPPENED)}, due, kept) AS ({{parts}})
-SELECT tier, type, (extract(epoch FROM begun - %(since)s) / %(slot)s)::integer, {", ".join((*_HAPPENED, "due", "kept"))}
-FROM (SELECT tier, type, date_bin(make_interval(secs => %(slot)s), at, %(since)s) AS begun, {_SUMS}
+WITH day AS (
+  SELECT {_ROW}, true AS whole FROM queues_outcomerollup
+  WHERE grain = 'day' AND at >= %(first_day)s AND at < %(last_day)s AND {OF_TYPES}
+), hour AS (
+  SELECT {_ROW}, true AS whole FROM queues_outcomerollup WHERE grain = 'hour' AND {OF_TYPES}
+    AND ((at >= %(first_hour)s AND at < %(first_day)s) OR (at >= %(last_day)s AND at < %(last_hour)s))
+  UNION ALL {_inside("day", "hour", "1 day")}
+), minute AS (
+  SELECT {_ROW}, true AS whole FROM queues_outcomerollup WHERE grain = 'minute' AND {OF_TYPES}
+    AND ((at >= %(since)s AND at < %(first_hour)s) OR (at >= %(last_hour)s AND at < %(end)s))
+  UNION ALL {_inside("hour", "minute", "1 hour")}
+), part (at, type, tier, ready, {", ".join(HAPPENED)}, due, kept, open_late) AS (
+  {_part("day", "1 day")} UNION ALL {_part("hour", "1 hour")} UNION ALL {_part("minute", "1 minute")}
+)
+SELECT tier, type, (extract(epoch FROM begun - %(origin)s) / %(slot)s)::integer, {", ".join((*HAPPENED, *_COHORT))}
+FROM (SELECT tier, type, date_bin(make_interval(secs => %(slot)s), at, %(origin)s) AS begun,
+    {", ".join(f"sum({name})::bigint AS {name}" for name in (*HAPPENED, *_COHORT))}
   FROM part GROUP BY 1, 2, 3) AS slots
 """  # noqa: S608 (no value is formatted in)
-_BY_MINUTE: Final = _FLOW.format(parts=_MINUTES)
-_BY_HOUR: Final = _FLOW.format(parts=_MINUTES + _HOURS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """What happened in some time. `due`, `kept`: of cohorts that became ready then, once their window passed."""
+    """What happened in some time. `ready`: jobs that became ready then. `due`, `kept`, `open_late`: of those whose
+    window has passed, how many count, were confirmed in it, are open still.
+    """
 
     accepted: int = 0
     duplicates: int = 0
     confirmed: int = 0
+    late: int = 0
     dead: int = 0
     expired: int = 0
     cancelled: int = 0
     replayed: int = 0
     runs: int = 0
+    retries: int = 0
     failed: int = 0
     lost: int = 0
+    late_evidence: int = 0
+    contradictions: int = 0
+    superseded: int = 0
+    blind_attempts: int = 0
+    second_references: int = 0
+    confirmed_after_rejection: int = 0
+    ready: int = 0
     due: int = 0
     kept: int = 0
+    open_late: int = 0
 
     @property
     def ratio(self) -> float | None:
         """The share confirmed in its window; None while no window has passed."""
-        return min(self.kept / self.due, 1.0) if self.due else None
+        return min(self.kept / self.due, 1.0) if self.due > 0 else None
+
+    @property
+    def settled(self) -> int:
+        """Jobs that ended by themselves: not those that somebody cancelled."""
+        return self.confirmed + self.dead + self.expired
 
     @property
     def duplicate_rate(self) -> float | None:
         """Duplicates suppressed, of everything that was sent."""
-        sent = self.accepted + self.duplicates
-        return self.duplicates / sent if sent else None
+        return _share(self.duplicates, self.accepted + self.duplicates)
 
     @property
     def dead_rate(self) -> float | None:
         """Dead, of everything that settled."""
-        settled = self.confirmed + self.dead + self.expired
-        return self.dead / settled if settled else None
+        return _share(self.dead, self.settled)
+
+    @property
+    def expired_rate(self) -> float | None:
+        """Expired, of everything that settled."""
+        return _share(self.expired, self.settled)
+
+    @property
+    def late_rate(self) -> float | None:
+        """Confirmed past their window, of the confirmed."""
+        return _share(self.late, self.confirmed)
+
+    @property
+    def failure_rate(self) -> float | None:
+        """Runs that failed or were lost, of those that ended or were lost in that time."""
+        return _share(self.failed + self.lost, max(self.runs, self.failed + self.lost))
+
+    @property
+    def retry_pressure(self) -> float | None:
+        """Runs that were not the first of their job, of all: how much of the workers' time goes into trying again."""
+        return _share(self.retries, self.runs)
+
+    @property
+    def suspected(self) -> int:
+        """Signs that something happened twice."""
+        return self.blind_attempts + self.second_references + self.contradictions + self.confirmed_after_rejection
 
 
-_NAMES: Final = tuple(field.name for field in fields(Counts))
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole > 0 else None
+
+
+NAMES: Final = tuple(field.name for field in fields(Counts))
 _NONE: Final = Counts()
-_values: Final = operator.attrgetter(*_NAMES)
+_values: Final = operator.attrgetter(*NAMES)
 
 
 def add(counts: Iterable[Counts]) -> Counts:
     """Sum counts."""
     listed = [_values(one) for one in counts]
-    return Counts(**dict(zip(_NAMES, map(sum, zip(*listed, strict=True)), strict=True))) if listed else _NONE
+    return Counts(**dict(zip(NAMES, map(sum, zip(*listed, strict=True)), strict=True))) if listed else _NONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,20 +190,19 @@ class Flow:
         return [slots for (t, n), slots in self.pairs.items() if tier in (None, t) and name in (None, n)]
 
 
-def flow(span: Span, *, name: str | None = None) -> Flow:
-    """Read the counts of a span, of one type or of all."""
-    params: dict[str, Any] = {
-        "now": span.until,
-        "since": span.since,
-        "minutes": span.hours[1] if span.by_hour else span.since,
-        "slot": span.slot_seconds,
-        "type": name,
-    }
+def types_of(name: str | None, names: Collection[str] | None) -> list[str] | None:
+    """Return the types that a statement reads; None for all."""
+    return [name] if name is not None else None if names is None else sorted(names)
+
+
+def flow(span: Span, *, name: str | None = None, names: Collection[str] | None = None) -> Flow:
+    """Read the counts of a span, of one type, of several, or of all."""
+    params: dict[str, Any] = {**span.cover(slots=True), "types": types_of(name, names)}
     pairs: dict[Pair, dict[int, Counts]] = {}
     with connection.cursor() as cursor:
-        cursor.execute(_BY_HOUR if span.by_hour else _BY_MINUTE, params)
+        cursor.execute(_FLOW, params)
         for tier, of_type, slot, *sums in cursor.fetchall():
-            values = dict(zip((*_HAPPENED, "due", "kept"), sums, strict=True))
+            values = dict(zip((*HAPPENED, *_COHORT), sums, strict=True))
             pairs.setdefault((tier, of_type), {})[slot] = Counts(**values)
     return Flow(span=span, pairs=pairs)
 

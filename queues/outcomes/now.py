@@ -13,7 +13,7 @@ PAIRS_MAX: Final = 400
 
 # One statement: every page needs the version, the clock and the counts, and each of the three tables is small.
 _BOARD: Final = """
-SELECT v.n, jobs_now(),
+SELECT v.n, jobs_now(), v.folded_at,
   (SELECT jsonb_agg(jsonb_build_array(s.tier, s.type, s.state, s.n)) FROM queues_statecount s WHERE s.n > 0),
   (SELECT jsonb_agg(jsonb_build_array(t.number, t.name, t.target_ratio) ORDER BY t.number) FROM queues_tier t),
   (SELECT jsonb_agg(jsonb_build_array(c.name, c.tier_id, c.version, c.window_seconds,
@@ -73,6 +73,8 @@ class Board:
 
     version: int
     now: dt.datetime
+    folded_at: dt.datetime
+    """What happened before is in the rollups."""
     types: Mapping[str, TypeNow]
     tiers: Mapping[int, TierNow]
     counts: Mapping[tuple[int, str], Mapping[str, int]]
@@ -116,7 +118,7 @@ def _rows(sql: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, 
 
 def board() -> Board:
     """Read version, clock, counts, tiers and types, in one statement."""
-    version, now, counts, tiers, types = _rows(_BOARD)[0]
+    version, now, folded_at, counts, tiers, types = _rows(_BOARD)[0]
     by_pair: dict[tuple[int, str], dict[str, int]] = {}
     for tier, name, state, n in _json(counts):
         by_pair.setdefault((tier, name), {})[state] = n
@@ -124,6 +126,7 @@ def board() -> Board:
     return Board(
         version=version,
         now=now,
+        folded_at=folded_at,
         counts=by_pair,
         tiers={row[0]: TierNow(number=row[0], name=row[1], target=row[2]) for row in _json(tiers)},
         types={row[0]: TypeNow(**dict(zip(names, row, strict=True))) for row in _json(types)},

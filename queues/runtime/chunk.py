@@ -18,7 +18,7 @@ from uuid import UUID
 
 from django.db import DataError, Error, IntegrityError, connection
 
-from queues import confirmation, lifecycle
+from queues import confirmation, handlers, lifecycle
 from queues.lifecycle import CheckEnd, End, Run, Verdict
 from queues.runtime import checks, leases
 from queues.runtime.context import context_of
@@ -165,7 +165,7 @@ class Runner:
         """Claim under a name that no other claim has, so that one whose answer was lost can be given back."""
         worker = f"{self.incarnation}.{next(self._claims)}"
         try:
-            return lifecycle.claim(ids, worker=worker)
+            return lifecycle.claim(ids, worker=worker, checked=handlers.checked_types())
         except Error:
             # Without a connection the statement was never sent.
             sent = connection.connection is not None
@@ -323,7 +323,7 @@ def _without_data(end: End, error: Exception) -> End:
         id=end.id, fence=end.fence, verdict=end.verdict, reason=end.reason, retry_in=end.retry_in, seconds=end.seconds,
         on_stale=end.on_stale, failure=note if end.failure else None, fingerprint=end.fingerprint,
         evidence=end.evidence, reference=end.reference, confirm_in=end.confirm_in, act_in=end.act_in,
-        polled=end.polled,
+        polled=end.polled, unknown=end.unknown,
     )  # fmt: skip
 
 

@@ -231,6 +231,7 @@ def _unconfirmed(run: Run, outcome: Any, contract: Contract, seconds: float) -> 
         fingerprint=fingerprint(run.type, reason="no_evidence", error_class="Unconfirmed", message="", frame=""),
         seconds=seconds,
         on_stale=contract.on_stale,
+        unknown=True,
     )
 
 
@@ -261,6 +262,7 @@ def _failed(run: Run, error: BaseException, contract: Contract | None, started: 
         fingerprint=told.fingerprint,
         seconds=time.perf_counter() - started,
         on_stale=contract.on_stale if contract is not None else "expire",
+        unknown=isinstance(error, handlers.SoftTimeLimitExceeded) or getattr(error, "may_have_arrived", False) is True,
     )
 
 

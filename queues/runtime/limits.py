@@ -221,4 +221,5 @@ def overrun(run: RunInfo, *, limit: float, seconds: float, replaced: bool, not_b
         fingerprint=fingerprint(run.type, reason=reason or "", error_class=HARD, message=message, frame=""),
         seconds=seconds,
         on_stale=on_stale,
+        unknown=True,
     )

@@ -1,12 +1,17 @@
-"""Keep two weeks of job partitions ahead, and forget processes that are gone."""
+"""Keep two weeks of job partitions ahead; forget processes that are gone, and rollups that coarser ones stand for."""
 
 from typing import Final
 
 from django.db import OperationalError, connection
 
-from queues import workers
+from queues import lifecycle, workers
+from queues.outcomes import DAYS_KEPT, HOURS_KEPT, MINUTES_KEPT
 
 DAYS_AHEAD: Final = 14
+BATCH: Final = 5_000
+KEPT: Final = {"minute": MINUTES_KEPT, "hour": HOURS_KEPT, "day": DAYS_KEPT}
+SIGNS_KEPT: Final = 180
+"""For so many days signs of duplicate effects are kept, also of jobs that are gone."""
 
 
 def make_partitions(*, tries: int = 20) -> int:
@@ -23,8 +28,14 @@ def make_partitions(*, tries: int = 20) -> int:
     return 0
 
 
+def forget_old() -> bool:
+    """Delete a batch of what is older than it is kept; returns whether there may be more."""
+    gone = [lifecycle.forget_rollups(grain=grain, days=days, limit=BATCH) for grain, days in KEPT.items()]
+    return max(*gone, lifecycle.forget_suspected(days=SIGNS_KEPT, limit=BATCH)) >= BATCH
+
+
 def run_once() -> bool:
     """Do one round."""
     make_partitions()
     workers.forget_gone()
-    return False
+    return forget_old()

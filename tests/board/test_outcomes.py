@@ -67,7 +67,7 @@ def test_without_data_nothing_is_zero_or_one(name: str) -> None:
     assert total.ratio is None
     assert total.dead_rate is None
     assert total.duplicate_rate is None
-    assert outcomes.lags(span).of().p95 is None
+    assert outcomes.times(span).of("lag").p95 is None
     assert all(one.p95 is None for one in outcomes.lag_series(span))
 
 
@@ -119,7 +119,7 @@ def test_percentiles_cover_the_whole_span(name: str) -> None:
         put_lag(at, 2.0, n=100)
     put_lag(NOW, 60.0, n=2)
     put_lag(span.since - dt.timedelta(minutes=1), 9_000.0, n=10_000)
-    lag = outcomes.lags(span).of(tier=2, name="mail.send")
+    lag = outcomes.times(span).of("lag", tier=2, name="mail.send")
     assert lag.p50 == pytest.approx(2.0, rel=0.05)
     assert lag.p99 == pytest.approx(2.0, rel=0.05)
     assert outcomes.lag_slots(span, name="mail.send")[1] == lag
@@ -131,7 +131,7 @@ def test_percentiles_cover_the_whole_span(name: str) -> None:
 @pytest.mark.django_db
 def test_deaths_are_named_by_their_reason() -> None:
     put_lag(NOW, 1, measure="dead", n=3)
-    assert outcomes.lags(Span.of("1h", now=NOW)).dead == {(2, "mail.send"): {"permanent_error": 3}}
+    assert outcomes.times(Span.of("1h", now=NOW)).dead == {(2, "mail.send"): {"permanent_error": 3}}
 
 
 def test_since_when_a_ratio_is_below_its_target() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobsboard.board import chart, svg, timeline
+from jobsboard.board.chart_marks import Mark
 
 NOW = datetime(2026, 11, 21, 3, 17, tzinfo=UTC)
 NASTY = '"><script>alert(1)</script>&'
@@ -40,7 +41,7 @@ def parse(markup: svg.Svg) -> ElementTree.Element:
         svg.mix([(NASTY, 3)]),
         svg.meter(0.5, label=NASTY, state=NASTY),
         chart.tchart(make_chart(1.0, 2.0, label=NASTY, show=lambda v: NASTY, target=1.0, target_label=NASTY)),
-        chart.tchart(make_chart(1.0, 2.0, marks=[(NOW, NASTY)])),
+        chart.tchart(make_chart(1.0, 2.0, marks=[Mark(NOW, NASTY)])),
         chart.tchart(make_chart(label=NASTY)),
         chart.data_table(
             make_chart(1.0, 2.0, label=NASTY, series=[chart.Series(name=NASTY, values=[1, 2], css=NASTY)])
@@ -90,7 +91,7 @@ def test_only_what_is_below_the_promise_is_red() -> None:
 
 
 def test_no_style_no_script_no_ids() -> None:
-    drawing = make_chart(1.0, 5.0, 2.0, band=(NOW, NOW + timedelta(minutes=1)), marks=[(NOW, "release")])
+    drawing = make_chart(1.0, 5.0, 2.0, band=(NOW, NOW + timedelta(minutes=1)), marks=[Mark(NOW, "release", "deploy")])
     both = [
         chart.Series(name="a", values=[1, 2, 3], css="l-acc"),
         chart.Series(name="b", values=[1, None, 2], css="l-conf"),

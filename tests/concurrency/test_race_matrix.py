@@ -227,6 +227,7 @@ COUNTED: Final = """
 SELECT measure, sum(n)::integer FROM queues_outcomedelta WHERE bucket < 0 OR measure IN ('lag', 'run')
 GROUP BY measure HAVING sum(n) <> 0
 """
+YES: Final = frozenset({("finish", "confirmed"), ("confirm", "kept"), ("confirm", "late")})
 COLUMNS: Final = ("fence", "attempt", "begun", "crashes", "failures")
 
 
@@ -288,6 +289,12 @@ def _counts(before: Job, state: str, resolution: str | None, done: Done) -> dict
     if state in TERMINAL and before.state not in TERMINAL:
         counts.update({state: 1, "lag": state == S.CONFIRMED, "in_window": state == S.CONFIRMED})
         counts["excluded"] += state == S.CANCELLED
+        counts["ended"] += before.replay_of is None
+    back = before.state == S.RETRYING or any(deed in done for deed in (("fail", "retrying"), ("rescue", "retrying")))
+    counts["retries"] += ("claim", "run") in done and back
+    no = [i for i, deed in enumerate(done) if deed in {("reject", "kept"), ("reject", "rejected")}]
+    yes = [i for i, deed in enumerate(done) if deed in YES]
+    counts["confirmed_after_rejection"] += bool(no and yes and min(no) < max(yes))
     return {name: n for name, n in counts.items() if n}
 
 

@@ -114,5 +114,5 @@ def test_folding_in_three_threads_is_exact() -> None:
     assert truth == 80
     names = ("accepted", "runs", "confirmed", "ready", "in_window")
     sums = ", ".join(f"sum({name})::integer" for name in names)
-    assert sql(f"SELECT {sums} FROM queues_outcomerollup GROUP BY grain") == [(80,) * 5] * 3
+    assert sql(f"SELECT {sums} FROM queues_outcomerollup GROUP BY grain") == [(80,) * 5] * 4
     assert state_counts() == {}

@@ -143,7 +143,8 @@ def _go_on(world: World, row: Row, state: JobState, *, run: Run, reason: Reason 
     if state is S.AWAITING_CONFIRMATION:
         _await(world, row)
     elif state in WAITING:
-        row.state, row.due = state, world.now + (row.contract.retry_seconds if state is S.RETRYING else 0)
+        # What is given back keeps its place.
+        row.state, row.due = state, world.now + row.contract.retry_seconds if state is S.RETRYING else row.ready
     elif state is S.CONFIRMED:
         settle(world, row, state, evidence=Evidence("reference", f"run{run[1]}", run[1], world.now))
     elif state is S.CANCELLED:
@@ -250,7 +251,7 @@ def _lose(world: World, row: Row, *, blame: bool) -> JobState:
         settle(world, row, S.DEAD, reason=Reason.REJECTED if refused else Reason.POISON)
     else:
         # Due again at once, and alone, so that the culprit is found.
-        row.state, row.due, row.alone = S.RETRYING, world.now, True
+        row.state, row.due, row.alone = S.RETRYING, row.ready, True
     return row.state
 
 

@@ -377,8 +377,8 @@ def test_a_claim_whose_answer_is_lost_is_given_back(transactional_db: None, monk
     [job] = accept(1)
     claim_for_real = lifecycle.claim
 
-    def commit_then_lie(ids: Any, *, worker: str) -> list[Run]:
-        claim_for_real(ids, worker=worker)
+    def commit_then_lie(ids: Any, *, worker: str, checked: Any) -> list[Run]:
+        claim_for_real(ids, worker=worker, checked=checked)
         raise OperationalError("server closed the connection unexpectedly")
 
     monkeypatch.setattr(lifecycle, "claim", commit_then_lie)

@@ -67,7 +67,7 @@ _OTHER_VALUES = {
     "request_hash": "sha256('x')", "idempotency_key": "'x'", "root": "jobs_uuid7()", "replay_of": "jobs_uuid7()",
     "id": "jobs_uuid7()", "evidence": """'{"kind": "forged"}'""", "result": "'9'", "progress": "'9'",
     "failures": "'[9]'", "trace": "'{}'", "seq": "9", "checks": "9",
-    "check_failures": "9", "polled": "NOT polled", "rejection": "'{}'",
+    "check_failures": "9", "polled": "NOT polled", "unknown_end": "NOT unknown_end", "rejection": "'{}'",
 }  # fmt: skip
 
 

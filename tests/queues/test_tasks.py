@@ -24,7 +24,7 @@ def test_a_hint_waits_while_the_database_is_away(
     """One line and a pause for each, so that an outage does not burn all hints and floods no log."""
     waited: list[float] = []
 
-    def away(ids: Sequence[UUID], *, worker: str) -> list[lifecycle.Run]:
+    def away(ids: Sequence[UUID], *, worker: str, checked: Sequence[str]) -> list[lifecycle.Run]:
         raise error
 
     monkeypatch.setattr(lifecycle, "claim", away)
@@ -50,7 +50,7 @@ def test_a_claim_that_was_never_sent_is_not_looked_for(monkeypatch: pytest.Monke
         def close(self) -> None:
             """Nothing is open."""
 
-    def away(ids: Sequence[UUID], *, worker: str) -> list[lifecycle.Run]:
+    def away(ids: Sequence[UUID], *, worker: str, checked: Sequence[str]) -> list[lifecycle.Run]:
         raise OperationalError("connection refused")
 
     monkeypatch.setattr(lifecycle, "claim", away)

@@ -151,7 +151,7 @@ def test_scenario_19_three_folders_beside_writers_that_roll_back() -> None:
     fold_all()
     assert state_counts() == true_counts() == {"accepted": 16}
     sums = ", ".join(f"sum({name})::int" for name in ("accepted", "ready", "runs", "confirmed", "in_window"))
-    assert sql(f"SELECT {sums} FROM queues_outcomerollup GROUP BY grain") == [(64, 64, 48, 48, 48)] * 3
+    assert sql(f"SELECT {sums} FROM queues_outcomerollup GROUP BY grain") == [(64, 64, 48, 48, 48)] * 4
 
 
 # Scenario 21.
