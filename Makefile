@@ -40,6 +40,10 @@ lint: $(STAMP) ## ruff, mypy, import-linter, and Django's own checks
 bench: $(STAMP) ## measure throughput on servers of its own
 	@exec $(LOCAL) isolated -- python -m benchmarks.drain $(ARGS)
 
+.PHONY: scale
+scale: $(STAMP) ## time metrics, outcomes and the board with 10 thousand jobs and with a million (ARGS="--large 100000")
+	@exec $(LOCAL) isolated -- python -m benchmarks.scale $(ARGS)
+
 .PHONY: chaos
 chaos: $(STAMP) ## kill and starve a whole stack of its own, then check that nothing is lost or doubled (SEED=...)
 	@exec $(LOCAL) isolated -- python -m benchmarks.chaos $(ARGS)

@@ -1,7 +1,7 @@
 """Break a promise in a copy of the tree and name the tests that go red; exit 1 when a mutation is not seen.
 
 Run: `python -m benchmarks.mutations [--only NAME] [-- PYTEST ARGUMENTS]`. Without arguments each mutation meets the
-tests of the core: queues, concurrency, faults, model and scenarios. A test that a mutation makes hang ends by its
+tests of the core: queues, concurrency, faults, model, scenarios and outcomes. A test that a mutation makes hang ends by its
 time-out and counts as red.
 """
 
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-TESTS: Final = ("tests/queues", "tests/concurrency", "tests/faults", "tests/model", "tests/scenarios")
+TESTS: Final = (
+    "tests/queues", "tests/concurrency", "tests/faults", "tests/model", "tests/scenarios", "tests/outcomes",
+)  # fmt: skip
 RED: Final = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?:\[| - |$)", re.MULTILINE)
 
 
@@ -31,6 +33,32 @@ class Mutation:
 
 
 MUTATIONS: Final = (
+    Mutation(
+        "windows_do_not_matter",
+        "a cohort is judged when its minute is over, its window or not",
+        (
+            (
+                "queues/outcomes/flow.py",
+                '+ make_interval(secs => window_seconds) <= %(judged)s"',
+                '<= %(judged)s"',
+            ),
+        ),
+    ),
+    Mutation(
+        "an_hour_is_judged_whole",
+        "an hour whose windows have not all passed counts as nothing instead of by its minutes",
+        (("queues/outcomes/flow.py", 'UNION ALL {_inside("hour", "minute", "1 hour")}', ""),),
+    ),
+    Mutation(
+        "a_stage_begins_with_the_run_before",
+        "the end of a run does not begin the next stage",
+        (("queues/lifecycle/settle.py", "    entered_at = h.now,\n", ""),),
+    ),
+    Mutation(
+        "a_fold_forgets_the_day",
+        "a fold adds to minutes and hours only",
+        (("queues/lifecycle/rollup.py", "('hour'), ('day'), ('total')", "('hour'), ('total')"),),
+    ),
     Mutation(
         "no_fence_in_finish",
         "the end of a run is written whoever holds the job by now",

@@ -294,7 +294,7 @@ def keep_alive(stop: threading.Event) -> None:
 
     while True:
         held = list(Job.objects.filter(state="processing").values_list("id", "fence"))
-        lifecycle.heartbeat(held)
+        lifecycle.heartbeat([(job_id, fence, 15.0) for job_id, fence in held])
         for tier, slots in ((1, 4), (2, 3), (3, 2)):
             workers.report(
                 f"mail-1/{4710 + tier}", kind="worker", hostname="mail-1", pid=os.getpid(), queues=[f"tier{tier}"],

@@ -20,6 +20,7 @@ from jobsboard.models import ANNOTATION_KINDS, Annotation
 from queues import audit
 from queues.canonical import canonical
 from queues.models import BoardVersion
+from queues.outcomes import DAYS_KEPT
 from queues.redaction import redact_text
 
 FUTURE: Final = timedelta(days=1)
@@ -136,6 +137,12 @@ def annotate(
             row.refresh_from_db()
             _record(row, source=source, request_id=request_id)
     return row, is_new
+
+
+def forget_old() -> bool:
+    """Delete what is older than any range that a page shows."""
+    Annotation.objects.filter(at__lt=Now() - timedelta(days=DAYS_KEPT)).delete()
+    return False
 
 
 def _values(wanted: Wanted) -> dict[str, Any]:

@@ -30,6 +30,7 @@ __all__ = [
     "Outcome",
     "apply_pending",
     "by_provider",
+    "by_superseded_run",
     "by_token",
     "confirm_job",
 ]
@@ -53,7 +54,7 @@ class Evidence:
     detail: str = ""
     retryable: bool = False
     run: int | None = None
-    kind: Literal["callback", "manual", "check"] = "callback"
+    kind: Literal["callback", "manual", "check", "reference"] = "callback"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,14 @@ def confirm_job(
 def by_token(job_id: UUID, evidence: Evidence) -> Outcome:
     """Take the word of an HTTP target; `evidence.run` is its token's. Raises: JobNotFound."""
     return _apply(job_id, evidence)
+
+
+def by_superseded_run(job_id: UUID, *, run: int, ref: str) -> Outcome:
+    """Take the reference that a run got which is no longer the job's: evidence belongs to the lineage, whoever got it.
+
+    What the run wrote itself already, its answer having been lost, is a duplicate. Raises: JobNotFound.
+    """
+    return _apply(job_id, Evidence(outcome="confirmed", ref=ref, run=run, kind="reference"))
 
 
 def by_provider(type: str, *, webhook_id: str, job_id: UUID | None, evidence: Evidence) -> Outcome:  # noqa: A002

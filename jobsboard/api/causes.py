@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -13,14 +13,13 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Router
 from pydantic import BaseModel, Field
 
-from jobsboard.api import envelope, listing, problems, schemas, times
+from jobsboard.api import envelope, listing, problems, schemas, spans, times
 from jobsboard.api.access import key_of
 from jobsboard.api.database import bounded
 from jobsboard.api.keys import Key
-from jobsboard.api.problems import Problem
 from queues import broker, contracts, outcomes
 from queues.models import Job
-from queues.outcomes import Board, Span, causes
+from queues.outcomes import causes
 from queues.states import JobState
 
 router = Router()
@@ -93,7 +92,7 @@ def get_job_type_causes(request: HttpRequest, name: str) -> HttpResponse:
         board = outcomes.board()
         if name not in board.types or not key.may_use(name):
             raise problems.unknown_job_type()
-        span = _span(wanted, board)
+        span = spans.read(wanted.since, wanted.until, board=board, hours=DEFAULT_HOURS)
         why = causes.explain_type(name, board=board, span=span, broker=answers)
     if why is None:
         raise problems.unknown_job_type()
@@ -126,17 +125,6 @@ def _promised(job: Job) -> tuple[str | None, bool]:
         contract = contracts.of_version(job.type, job.contract_version)
         return contract.success, contract.on_unconfirmed == "retry"
     return None, False
-
-
-def _span(wanted: _Range, board: Board) -> Span:
-    """Return the range that was asked for. Raises: Problem 422."""
-    until = board.now if wanted.until is None else times.read(wanted.until, pointer="until")
-    since = None if wanted.since is None else times.read(wanted.since, pointer="since")
-    try:
-        since = until - timedelta(hours=DEFAULT_HOURS) if since is None else since
-        return Span.between(since, until, now=board.now, folded_at=board.folded_at)
-    except (ValueError, OverflowError) as error:
-        raise Problem("invalid_query", f"Not a range: {error}.", pointer="since") from None
 
 
 def _as_json(why: causes.Why, *, key: Key) -> dict[str, Any]:

@@ -149,7 +149,9 @@ def get_outcomes(request: HttpRequest) -> HttpResponse:
         oldest = outcomes.oldest_open(pair for pair, found in known.items() if any(map(found.get, OPEN)))
         measured = outcomes.times(span, names=names)
     total = flow.total(tier=tier)
-    depth = {state: sum(found.get(state, 0) for found in known.values()) for state in (*OPEN, JobState.DEAD)}
+    depth: dict[str, int] = {
+        state: sum(found.get(state, 0) for found in known.values()) for state in (*OPEN, JobState.DEAD)
+    }
     waited = (board.now - min(oldest.values())).total_seconds() if oldest else -1.0
     return envelope.answer(
         {

@@ -342,6 +342,29 @@ class AnnotationPage(BaseModel):
     next: str | None = Field(description="Cursor of the next page.")
 
 
+class Suspected(BaseModel):
+    """A sign that something happened twice. What each kind can prove: docs/twice.md."""
+
+    id: int
+    kind: Literal["blind_attempt", "second_reference", "contradiction", "confirmed_after_rejection"]
+    type: str
+    tier: int
+    job_id: UUID = Field(description="The job may be pruned since.")
+    run: int = Field(description="The run that it is about.")
+    at: datetime
+    known: str | None = Field(description="The reference that was known.")
+    said: str | None = Field(description="The reference that came beside it.")
+    error_class: str | None = Field(description="Of a blind attempt: how the one before had ended.")
+    detail: str | None = Field(description="What was said with a rejection.")
+
+
+class SuspectedPage(BaseModel):
+    """Signs, newest first."""
+
+    items: list[Suspected]
+    next: str | None = Field(description="Cursor of the next page; a page may be empty and still have a next one.")
+
+
 class Cancelled(BaseModel):
     """What a cancel did."""
 

@@ -15,7 +15,7 @@ from ninja import NinjaAPI
 from ninja.openapi.schema import OpenAPISchema
 from ninja.security import HttpBearer
 
-from jobsboard.api import causes, confirmations, dead_letters, job_types, jobs, outcomes, problems
+from jobsboard.api import causes, confirmations, dead_letters, job_types, jobs, outcomes, problems, suspected
 from jobsboard.api.annotations import router as annotations_router
 from jobsboard.api.keys import Key
 from jobsboard.api.problems import Problem
@@ -67,6 +67,7 @@ for _router in (
     annotations_router,
     causes.router,
     outcomes.router,
+    suspected.router,
 ):
     api.add_router("", _router)
 

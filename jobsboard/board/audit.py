@@ -17,7 +17,8 @@ from queues.models import AuditEntry
 from queues.outcomes import LOOK_AT_MOST
 
 PAGE: Final = 50
-_OBJECTS: Final = {"job": "jobs", "job_type": "job types", "tier": "tiers", "user": "users", "api_key": "API keys"}
+_OBJECTS: Final = {"job": "jobs", "job_type": "job types", "tier": "tiers", "user": "users", "api_key": "API keys",
+                   "annotation": "annotations"}  # fmt: skip
 _SOURCES: Final = {"ui": "board", "admin": "admin", "api": "API", "command": "command"}
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from jobsboard.board.marks import Happened
 from queues.models import AuditEntry
-from queues.outcomes import LOOK_AT_MOST, Span
+from queues.outcomes import Span
 
 # Action → (icon, what somebody did). Actions without an entry are shown by their own name.
 WORDS: Final[Mapping[str, tuple[str, str]]] = {
@@ -53,11 +53,10 @@ class Change:
 
 
 def entries_of(span: Span, *, now: datetime) -> Iterable[AuditEntry]:
-    """Return the newest audit entries of a span. For one that is over, the newest 10,000 are looked through."""
-    newest = AuditEntry.objects.order_by("-id")
+    """Return the newest audit entries of a span."""
     if span.until < now:
-        newest = newest.filter(id__in=newest.values("id")[:LOOK_AT_MOST], at__gte=span.since, at__lte=span.until)
-    return newest[:NEWEST]
+        return AuditEntry.objects.filter(at__gte=span.since, at__lte=span.until).order_by("-at", "-id")[:NEWEST]
+    return AuditEntry.objects.order_by("-id")[:NEWEST]
 
 
 def recent(entries: Iterable[AuditEntry], *, span: Span, happened: Happened) -> list[Change]:

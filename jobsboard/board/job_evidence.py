@@ -164,4 +164,4 @@ def _who(one: dict[str, Any]) -> str:
     if one.get("kind") == "manual":
         by = str(one.get("by") or "").removeprefix("key:")
         return by or "Somebody"
-    return "The check" if one.get("kind") == "check" else "A callback"
+    return {"check": "The check", "reference": "A run that was given up"}.get(str(one.get("kind")), "A callback")

@@ -12,7 +12,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_safe
 
-from jobsboard.board import charts, marks, shell, summary, why
+from jobsboard.board import charts, marks, rates, shell, summary, twice, why
 from jobsboard.board.params import Params, chosen_range
 from jobsboard.board.refresh import answer, live
 from jobsboard.board.svg import duration
@@ -133,6 +133,7 @@ def type_page(
         **_numbers(request, known, chosen.span, versions),
         **_contract(row, known),
     }
+    context["twice"] = twice.card(context["total"], row, chosen)
     if here:
         context["here"] = here
     return answer(request, "board/job_type.html", context, poll=15)
@@ -143,19 +144,21 @@ def _numbers(request: HttpRequest, known: TypeNow, span: Span, versions: Sequenc
     series = outcomes.flow(span, name=known.name).series()
     total = outcomes.add(series)
     since = outcomes.below_since(series, known.target, span)
-    lags, lag = outcomes.lag_slots(span, name=known.name)
+    lags, _ = outcomes.lag_slots(span, name=known.name)
+    times = outcomes.times(span, name=known.name)
     tiers = [tier for tier, name in board.counts if name == known.name]
     oldest = outcomes.oldest_jobs(known.name, tiers=tiers, limit=OLDEST)
     happened = marks.read(span, name=known.name)
     marked = happened.marks(types={known.name}, named=False)
     return {
         "total": total,
-        "lag": lag,
+        "lag": times.of("lag"),
         "since": since,
         "breach": total.ratio is not None and total.ratio < known.target,
         "dead": board.count("dead", name=known.name),
         "open": board.count(*OPEN, name=known.name),
-        "stages": [(state.value, board.count(state, name=known.name)) for state in OPEN],
+        "stages": rates.stage_lines(times, board, name=known.name, window=known.window_seconds),
+        "rates": rates.rate_lines(total, times, retry_budget=known.retry_budget),
         "oldest": oldest,
         "lag_chart": charts.lag_chart(
             span,
@@ -169,7 +172,7 @@ def _numbers(request: HttpRequest, known: TypeNow, span: Span, versions: Sequenc
         "ratio_chart": charts.ratio_chart(span, series, target=known.target, since=since, marks=marked),
         "flow_chart": charts.flow_chart(span, series, marks=marked),
         "support": happened.support(),
-        "why": why.of_type(request, known.name, span, series=series, versions=versions),
+        "why": why.of_type(request, known.name, span, series=series, versions=versions, stages=times.stages()),
     }
 
 

@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_safe
 
 from dlq import preflight
-from jobsboard.board import job_evidence, job_view, payload, replay_checks, shell, why
+from jobsboard.board import job_evidence, job_view, payload, replay_checks, shell, twice, why
 from jobsboard.board.params import Params, scope_of, seal
 from jobsboard.board.refresh import answer, live
 from jobsboard.roles import can, require
@@ -193,6 +193,7 @@ def job_page(
         "proof": job_evidence.proof(found),
         "heard": job_evidence.heard(found),
         "heard_most": NOTES_KEPT,
+        "signs": twice.of_job(found),
         "progress": job_evidence.progress(found),
         "reference": redact_text(found.reference or ""),
         "confirmed_late": found.state != JobState.CONFIRMED and bool(preflight.late_evidence(found, "confirmed")),

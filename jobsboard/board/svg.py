@@ -296,6 +296,30 @@ def mix(parts: Sequence[tuple[str, int]], *, width: int = 112, height: int = 8) 
     return frame(*bars, width=width, height=height, label=words)
 
 
+def share(value: float) -> str:
+    """Say a share: 93%, 5.8%, <0.1%; a whole 100% only when it is."""
+    if 0 < value < 0.001:
+        return "<0.1%"
+    tenths = int(value * 1000 + 1e-9)
+    return f"{tenths // 10}%" if tenths >= 100 or tenths % 10 == 0 else f"{tenths / 10:g}%"
+
+
+def shares(parts: Sequence[tuple[str, float]], *, label: str, height: int = 14) -> Svg:
+    """Parts of a whole as one stretching bar. Shape: [(state, share)]; a part that is there is seen."""
+    shown = [(state, max(part, 0.004)) for state, part in parts if part > 0]
+    total = sum(part for _, part in shown)
+    if not total:
+        track = el("rect", class_="track", width="100%", height=height, rx=1.5)
+        return frame(track, width="100%", height=height, label=label)
+    x, bars = 0.0, []
+    for state, part in shown:
+        wide = part / total
+        bar = el("rect", class_="so", x=percent(x), width=percent(max(wide - 0.003, 0.001)), height=height, rx=1.5)
+        bars.append(el("g", bar, class_=f"is-{look(state).css}"))
+        x += wide
+    return frame(*bars, width="100%", height=height, label=label)
+
+
 def meter(
     fraction: float | None, *, state: str = "processing", target: float | None = None, label: str = "", height: int = 6
 ) -> Svg:

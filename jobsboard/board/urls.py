@@ -9,11 +9,13 @@ from jobsboard.board.job_types import job_type, job_types
 from jobsboard.board.jobs import job, jobs, search
 from jobsboard.board.overview import overview
 from jobsboard.board.pausing import turn
+from jobsboard.board.twice import twice
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
     path("types/", job_types, name="job-types"),
     path("types/<str:name>/", job_type, name="job-type"),
+    path("types/<str:name>/twice/", twice, name="job-type-twice"),
     path("types/<str:name>/<slug:verb>/", turn, name="job-type-turn"),
     path("jobs/", jobs, name="jobs"),
     path("jobs/<uuid:job_id>/", job, name="job"),

@@ -30,6 +30,14 @@ _LOOK: Final[Mapping[Verdict, tuple[str, str, str]]] = {
 }
 _LATER: Final = ("retrying", "warn", "Cause")
 """How causes look that come after the first."""
+_OF_JOB: Final[Mapping[str, tuple[str, str]]] = {
+    "running": ("processing", "processing"),
+    "awaiting_confirmation": ("awaiting", "awaiting"),
+    "scheduled": ("accepted", "clock"),
+    "retrying": ("retrying", "retrying"),
+    "backlog": ("accepted", "accepted"),
+}
+"""How causes look that are a part of every job's life: no alarm."""
 _LABELS: Final[Mapping[str, str]] = {
     "jobs": "See jobs",
     "job_type": "Open type",
@@ -116,18 +124,20 @@ def of_job(request: HttpRequest, job: Job, contract: Contract | None) -> Card | 
     begun = job.state in (JobState.PROCESSING, JobState.AWAITING_CONFIRMATION)
     # The first row says it already.
     intro = "" if why.first else why.sentence
-    return _card("Why it is not confirmed" if begun else "Why it is not running", why, request, intro=intro)
+    title = "Why it is not confirmed" if begun else "Why it is not running"
+    return _card(title, why, request, intro=intro, calm=True)
 
 
-def _card(title: str, why: Why, request: HttpRequest, *, intro: str) -> Card:
+def _card(title: str, why: Why, request: HttpRequest, *, intro: str, calm: bool = False) -> Card:
     lines: list[Line] = []
     ruled_out = []
     for cause in why.causes:
         if cause.verdict == Verdict.NOT_A_CAUSE:
             ruled_out.append(cause)
             continue
-        look = _LATER if lines and cause.verdict == Verdict.CAUSE else _LOOK[cause.verdict]
-        css, icon, verdict = look
+        css, icon, verdict = _LATER if lines and cause.verdict == Verdict.CAUSE else _LOOK[cause.verdict]
+        if calm and cause.verdict == Verdict.CAUSE:
+            css, icon = _OF_JOB.get(cause.code, (css, icon))
         url, label = _link(cause.next, request)
         lines.append(Line(cause=cause, css=css, icon=icon, verdict=verdict, url=url, label=label))
     return Card(title=title, intro=intro, why=why, lines=lines, ruled_out=ruled_out)

@@ -16,7 +16,7 @@ from django.templatetags.static import static
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
-from jobsboard.board import chart, svg
+from jobsboard.board import chart, rates, svg
 from jobsboard.board import timeline as life_of
 
 register = template.Library()
@@ -179,6 +179,13 @@ def lagbar(
 def mix(parts: Sequence[tuple[str, int]], width: int = 112) -> SafeString:
     """Open jobs by state: [("accepted", 12), ("retrying", 3)]."""
     return _drawn(svg.mix(parts, width=width))
+
+
+@register.simple_tag
+def shares(lines: Sequence[rates.StageLine]) -> SafeString:
+    """Where the time goes, as one bar."""
+    parts = [(line.state, line.share or 0.0) for line in lines]
+    return _drawn(svg.shares(parts, label=rates.share_words(lines) or "No job left a stage in this range"))
 
 
 @register.simple_tag

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from queues.lifecycle.settle import SETTLED_ROWS, fingerprint_of, suspected, with_failure
+from queues.lifecycle.settle import NOTES_KEPT as NOTES_KEPT
+from queues.lifecycle.settle import SETTLED_ROWS, STANDING, fingerprint_of, suspected, with_failure
 from queues.lifecycle.sql import BETWEEN, STATE, delta, named, records, transition
 from queues.states import JobState
 
@@ -68,12 +69,17 @@ class Proven:
     heard: bool
 
 
-NOTES_KEPT = 20
-
 _SAID = """jsonb_strip_nulls(jsonb_build_object('kind', h.kind, 'ref', h.ref, 'detail', nullif(h.detail, ''),
       'run', h.run, 'by', h.by))"""
 _STORY = """jsonb_build_object('error_class', 'Rejected',
       'message', coalesce(nullif(h.detail, ''), 'the outside world rejected the work'))"""
+
+# The references that are known of this kind, what counts first. A subquery of the row, so that it is read again when
+# the lock was waited for; a join would keep what it saw before.
+_REFERENCES = f"""ARRAY(SELECT e ->> 'ref' FROM jsonb_array_elements(
+      jsonb_build_array(coalesce(j.evidence, '{{}}') || '{{"outcome": "confirmed"}}') || coalesce(j.late_evidence, '[]')
+      || jsonb_build_array(jsonb_build_object('kind', 'reference', 'outcome', 'confirmed', 'ref', {STANDING}))) AS e
+      WHERE e ->> 'outcome' = 'confirmed' AND e ->> 'kind' = i.kind AND e ->> 'ref' IS NOT NULL)"""
 
 CONFIRM = f"""
 WITH item AS (
@@ -82,10 +88,10 @@ WITH item AS (
 ), hit AS MATERIALIZED (
   SELECT i.*, j.state AS was, now.at AS now, coalesce(i.fence, j.fence) AS run, j.replayed_by, j.root AS lineage,
     j.evidence ->> 'ref' AS known, coalesce(j.late_evidence, '[]') AS notes,
-    coalesce(j.entered_at, j.ready_at) AS since, coalesce(i.positive AND i.ref <> j.evidence ->> 'ref'
-      AND i.kind = j.evidence ->> 'kind', false) AS second,
-    coalesce(i.positive AND (j.reason = 'rejected' OR coalesce(i.fence, j.fence) = (j.rejection ->> 'fence')::integer),
-      false) AS refused, CASE
+    coalesce(j.entered_at, j.ready_at) AS since, {_REFERENCES} AS refs, j.evidence ->> 'kind' AS known_kind,
+    coalesce(i.positive AND (j.reason = 'rejected' OR coalesce(i.fence, j.fence) = (j.rejection ->> 'fence')::integer)
+      AND j.evidence IS NULL AND NOT coalesce(j.late_evidence, '[]') @> '[{{"outcome": "confirmed"}}]', false)
+      AS refused, CASE
       WHEN i.positive THEN CASE
         WHEN {STATE} IN ('accepted', 'retrying', 'awaiting_confirmation') THEN 'confirmed'
         WHEN {STATE} = 'processing' AND j.evidence IS NULL THEN 'kept'
@@ -106,12 +112,16 @@ WITH item AS (
   ORDER BY j.id FOR UPDATE OF j
 ), said AS (
   -- A second reference for one business action is kept as well: it may mean that the action happened twice.
-  SELECT h.*, applied IN ('late', 'contradiction', 'superseded')
-    OR (applied = 'duplicate' AND positive AND ref IS NOT NULL AND ref IS DISTINCT FROM known) AS note,
+  -- What a handler got is no other word than a callback's, where that one counts: nothing would be said twice.
+  SELECT h.*, applied IN ('late', 'contradiction', 'superseded') OR (applied = 'duplicate' AND positive
+      AND ref IS NOT NULL AND ref IS DISTINCT FROM known AND (kind <> 'reference' OR known_kind = kind)) AS note,
+    coalesce(positive AND cardinality(refs) > 0 AND ref <> ALL (refs), false) AS second,
     {_SAID} AS said, CASE WHEN positive THEN 'confirmed' ELSE 'rejected' END AS outcome
   FROM hit h
 ), told AS (
-  SELECT h.*, note AND EXISTS (SELECT FROM jsonb_array_elements(notes) AS e
+  SELECT h.*, NOT note OR jsonb_array_length(notes) < {
+    NOTES_KEPT
+} AS room, note AND EXISTS (SELECT FROM jsonb_array_elements(notes) AS e
     WHERE e - 'at' = said || jsonb_build_object('outcome', outcome)) AS heard
   FROM said h
 ), changed AS (
@@ -144,7 +154,7 @@ WITH item AS (
     AND ((h.note AND NOT h.heard) OR h.applied IN ('confirmed', 'kept', 'rejected', 'retrying'))
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.applied, h.since, h.now AS left_at, h.run, h.second,
-    h.refused, h.known, h.ref, h.detail
+    h.refused, h.known, h.refs[1] AS first_ref, h.ref, h.detail, h.room
 ), moved AS (SELECT * FROM changed WHERE state <> was),
 counted AS ({delta(*SETTLED_ROWS)}), noted AS (
   INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
@@ -152,9 +162,13 @@ counted AS ({delta(*SETTLED_ROWS)}), noted AS (
 ), {
     suspected(
         "changed",
-        ("contradiction", "m.applied = 'contradiction'", "jsonb_build_object('known', m.known, 'detail', m.detail)"),
-        ("second_reference", "m.second", "jsonb_build_object('known', m.known, 'said', m.ref)"),
-        ("confirmed_after_rejection", "m.refused", "jsonb_build_object('said', m.ref)"),
+        (
+            "contradiction",
+            "m.applied = 'contradiction' AND m.room",
+            "jsonb_build_object('known', m.known, 'said', m.ref, 'detail', nullif(m.detail, ''))",
+        ),
+        ("second_reference", "m.second AND m.room", "jsonb_build_object('known', m.first_ref, 'said', m.ref)"),
+        ("confirmed_after_rejection", "m.refused AND m.room", "jsonb_build_object('said', m.ref)"),
     )
 }
 SELECT t.id, t.applied, coalesce(c.state, t.was), t.was, t.replayed_by, t.lineage, t.heard

@@ -65,6 +65,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FAILURES_KEPT = 20
+NOTES_KEPT = 20
+"""Of what came too late to count, or beside what counts."""
 REJECTED = "(j.rejection ->> 'fence')::integer = j.fence"
 """A rejection of this very run came before its end."""
 
@@ -121,13 +123,17 @@ SETTLED_ROWS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 _SAID = "coalesce(i.evidence ->> 'ref', i.reference)"
-# References are compared with their like: what a callback names may be another thing than what the handler got. One
-# that was rejected stands for nothing that happened.
+# References are compared with their like: what a callback or a check names may be another thing than what the handler
+# got. One that was rejected, by its name or as its run's, stands for nothing that happened.
+STANDING = """CASE WHEN j.rejection IS NULL OR j.reference IS NULL THEN j.reference
+      WHEN j.rejection ->> 'ref' = j.reference OR EXISTS (SELECT FROM queues_jobreference r WHERE r.job_id = j.id
+        AND r.fence = (j.rejection ->> 'fence')::integer AND r.ref = j.reference) THEN NULL ELSE j.reference END"""
+"""SQL: the reference that an earlier run's handler got, unless it was rejected."""
 _SECOND = f"""CASE
-      WHEN i.evidence ->> 'kind' = j.evidence ->> 'kind' AND i.evidence ->> 'ref' <> j.evidence ->> 'ref'
+      WHEN coalesce(i.evidence ->> 'kind', 'reference') = j.evidence ->> 'kind' AND {_SAID} <> j.evidence ->> 'ref'
         THEN j.evidence ->> 'ref'
-      WHEN {_SAID} <> j.reference AND (j.rejection IS NULL
-        OR coalesce(j.rejection ->> 'ref', j.reference) <> j.reference) THEN j.reference END"""
+      WHEN {_SAID} <> j.reference AND (i.evidence ->> 'kind') IS DISTINCT FROM 'check'
+        AND (i.verdict = 'confirmed' OR ({REJECTED}) IS NOT TRUE) THEN {STANDING} END"""
 
 
 def suspected(source: str, *kinds: tuple[str, str, str]) -> str:
@@ -169,7 +175,7 @@ WITH item AS (
     reference text, confirm_in float8, act_in float8, polled boolean, unknown boolean)
 ), hit AS MATERIALIZED (
   SELECT i.*, j.state AS was, now.at AS now, j.rejection AS refusal, coalesce(j.entered_at, j.started_at) AS since,
-    {BLIND_COLUMNS}, coalesce({REJECTED}, false) AS refused,
+    {BLIND_COLUMNS}, coalesce({REJECTED}, false) AND j.evidence IS NULL AS refused, j.evidence IS NOT NULL AS proven,
     {_SECOND} AS other_ref, CASE
       WHEN i.verdict = 'confirmed' OR j.evidence IS NOT NULL THEN 'confirmed'
       WHEN j.cancel_requested THEN 'cancelled'
@@ -201,6 +207,10 @@ WITH item AS (
     state = h.state,
     evidence = CASE h.state WHEN 'confirmed' THEN coalesce(j.evidence,
       h.evidence || jsonb_build_object('at', h.now, 'run', h.fence)) END,
+    late_evidence = CASE WHEN h.proven AND h.other_ref IS NOT NULL
+        AND jsonb_array_length(coalesce(j.late_evidence, '[]')) < {NOTES_KEPT}
+      THEN coalesce(j.late_evidence, '[]') || jsonb_build_object('kind', coalesce(h.evidence ->> 'kind', 'reference'),
+        'ref', h.said, 'run', h.fence, 'outcome', 'confirmed', 'at', h.now) ELSE j.late_evidence END,
     result = coalesce(h.result, j.result),
     reason = CASE h.state WHEN 'dead' THEN h.why WHEN 'expired' THEN 'stale' WHEN 'cancelled' THEN j.reason END,
     resolution = CASE WHEN h.state IN ('dead', 'expired', 'cancelled') THEN 'open' END,

@@ -116,6 +116,7 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
+        migrations.AddIndex(model_name="auditentry", index=models.Index(fields=["at"], name="audit_by_time")),
         migrations.RunSQL(FILL, EMPTY),
         # Last: a fold takes its tables in this order.
         migrations.AddField(

@@ -38,7 +38,10 @@ class AuditEntry(models.Model):
     request_id = models.CharField(max_length=64, blank=True)
 
     class Meta:
-        indexes = [models.Index(fields=["object_type", "object_id", "-id"], name="audit_by_object")]
+        indexes = [
+            models.Index(fields=["object_type", "object_id", "-id"], name="audit_by_object"),
+            models.Index(fields=["at"], name="audit_by_time"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.actor} {self.action} {self.object_id}"

@@ -17,7 +17,8 @@ SELECT v.n, jobs_now(), v.folded_at,
   (SELECT jsonb_agg(jsonb_build_array(s.tier, s.type, s.state, s.n)) FROM queues_statecount s WHERE s.n > 0),
   (SELECT jsonb_agg(jsonb_build_array(t.number, t.name, t.target_ratio) ORDER BY t.number) FROM queues_tier t),
   (SELECT jsonb_agg(jsonb_build_array(c.name, c.tier_id, c.version, c.window_seconds,
-      coalesce(c.target_ratio, t.target_ratio), c.enabled, c.paused, c.pool, c.provider_key_ttl_seconds)
+      coalesce(c.target_ratio, t.target_ratio), c.enabled, c.paused, c.pool, c.provider_key_ttl_seconds,
+      t.retry_budget)
       ORDER BY c.name) FROM queues_jobtype c JOIN queues_tier t ON t.number = c.tier_id)
 FROM queues_boardversion v WHERE v.id = 1
 """
@@ -56,6 +57,8 @@ class TypeNow:
     pool: str
     key_ttl_seconds: int
     """How long the provider honours an idempotency key; 0 is not known."""
+    retry_budget: float
+    """The tier's: the share of runs that may be retries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +125,8 @@ def board() -> Board:
     by_pair: dict[tuple[int, str], dict[str, int]] = {}
     for tier, name, state, n in _json(counts):
         by_pair.setdefault((tier, name), {})[state] = n
-    names = ("name", "tier", "version", "window_seconds", "target", "enabled", "paused", "pool", "key_ttl_seconds")
+    names = ("name", "tier", "version", "window_seconds", "target", "enabled", "paused", "pool", "key_ttl_seconds",
+             "retry_budget")  # fmt: skip
     return Board(
         version=version,
         now=now,

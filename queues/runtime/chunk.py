@@ -213,10 +213,11 @@ class Runner:
             for end in ends:
                 chunk.slot.drop(end.id, end.fence)
         _look_for_callbacks(ends)
-        missing = [(end.id, end.fence) for end in ends if (end.id, end.fence) not in written]
+        missing = [end for end in ends if (end.id, end.fence) not in written]
         if missing:
-            log.warning("%d ends were superseded, first job %s fence %d", len(missing), *missing[0])
-            _count_superseded(missing)
+            log.warning("%d ends were superseded, first job %s fence %d", len(missing), missing[0].id, missing[0].fence)
+            _count_superseded([(end.id, end.fence) for end in missing])
+            _keep_references(missing)
 
 
 def _begin(slot: Slot, run: Run, hard_limit: float) -> None:
@@ -241,6 +242,28 @@ def _count_superseded(runs: Sequence[tuple[UUID, int]]) -> None:
     except Error as error:
         connection.close()
         log.warning("%d superseded ends are not counted: %s", len(runs), error)
+
+
+def _keep_references(ends: Sequence[End]) -> None:
+    """Let the references count that superseded runs brought: they may save the next run, or show that there were two.
+
+    An atomic handler's is never among them: what it did was rolled back, and its end is a failure.
+    """
+    for end in ends:
+        found = end.evidence or {}
+        if end.verdict is not Verdict.CONFIRMED or found.get("kind") != "reference" or not found.get("ref"):
+            continue
+        try:
+            outcome = confirmation.by_superseded_run(end.id, run=end.fence, ref=found["ref"])
+            log.warning("job %s: the reference of its superseded run %d is %s", end.id, end.fence, outcome.applied)
+        except confirmation.JobNotFound:
+            log.warning("job %s: pruned before its superseded run %d ended", end.id, end.fence)
+        except Error as error:
+            connection.close()
+            log.warning("job %s: the reference of its superseded run %d is lost: %s", end.id, end.fence, error)
+            # Of a database that is away each further one would cost the same wait.
+            if not (_is_locked(error) or isinstance(error, (DataError, IntegrityError))):
+                return
 
 
 def _held_longer(chunk: Chunk) -> float:

@@ -143,7 +143,7 @@ class World:
         if row.state in TERMINAL:
             self._note(row, row.state)
             if row.state == S.DEAD:
-                self._note(row, "dead", bucket=REASON_CODES[Reason(row.reason)])
+                self._note(row, "dead", bucket=REASON_CODES[Reason(row.reason or "")])
             if row.state == S.CONFIRMED:
                 self._note(row, "lag", bucket=bucket_of((self.now - row.ready_at).total_seconds()))
                 self._note(row, "late", n=not row.in_time)
@@ -177,7 +177,7 @@ class World:
             )
             for _ in range(n)
         ]  # fmt: skip
-        tier = JobType.objects.get(name=kind).tier_id
+        tier = JobType.objects.values_list("tier__number", flat=True).get(name=kind)
         for answer in enqueue_many(items, on_error="return"):
             if getattr(answer, "duplicate", False):
                 self.facts[minute(self.now), kind, tier, "duplicates", -1] += 1

@@ -5,13 +5,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from queues.outcomes.causes.facts import FAILING_SHARE, RECENT_MINUTES, RUNS_LEAST, Hold, Recent, Situation
+from queues.outcomes.causes.facts import (
+    ERRORS_OF,
+    FAILING_SHARE,
+    HEALTHY_SHARE,
+    RECENT_MINUTES,
+    RUNS_LEAST,
+    Hold,
+    Recent,
+    Situation,
+)
 from queues.outcomes.causes.found import PROVIDER, SHARE, STOP, Cause, Next, Verdict
 from queues.outcomes.causes.words import clock, jobs, percent, when
 from queues.outcomes.now import Pool, Processes
 from queues.outcomes.ranges import STANDS_STILL
 
-_HEALTHY_SHARE: Final = 0.05
+STARTS_STILL: Final = dt.timedelta(seconds=90)
+"""A run in a minute that began so short ago says that workers hear of jobs."""
 _STOP_SHARE: Final = 0.1
 """What stops less than this of the late jobs is no first cause."""
 _PROVIDER_SHARE: Final = 0.25
@@ -159,7 +169,10 @@ def scheduler_down(on: Machine, held: Held) -> Cause:
 
 
 def broker_unreachable(on: Machine, held: Held) -> Cause:
-    """Return whether workers can be told of jobs."""
+    """Return whether workers can be told of jobs.
+
+    One call that was not answered in its 0.2 s may be this process's own haste: while runs begin, it is not known.
+    """
     if on.broker:
         return Cause(
             code="broker_unreachable",
@@ -167,12 +180,23 @@ def broker_unreachable(on: Machine, held: Held) -> Cause:
             sentence="The broker answers",
             evidence={"answers": True},
         )
+    started = on.situation.shared.started
+    evidence = {"answers": False, "jobs": held.n, "started_at": started}
+    if started is not None and on.now - started < STARTS_STILL:
+        return Cause(
+            code="broker_unreachable",
+            verdict=Verdict.UNKNOWN,
+            sentence="The broker did not answer at once",
+            detail=f"Runs began all the same, in the minute of {clock(started, on.now)} for one.",
+            evidence=evidence,
+            next=Next(kind="overview"),
+        )
     return Cause(
         code="broker_unreachable",
         verdict=Verdict.CAUSE if held.n else Verdict.NOT_A_CAUSE,
         sentence="The broker does not answer",
         detail=f"Jobs are accepted and kept; workers hear of them when it is back.{held.words}",
-        evidence={"answers": False, "jobs": held.n},
+        evidence=evidence,
         share=held.share,
         next=Next(kind="overview"),
         rank=held.rank,
@@ -213,7 +237,8 @@ def provider_failing(
             evidence={**evidence, "as_of": on.situation.as_of},
         )
     verdict = judge(found, retries_explain=retries_explain)
-    counted = f"{percent(found.failed_share or 0.0)} of {jobs(_whole(found), what='run')}"
+    share_of = found.failed_share or 0.0
+    counted = f"{percent(share_of)} of {jobs(_whole(found), what='run')}"
     if verdict == Verdict.CAUSE:
         said = f"{whom} fails: {counted} in the last {RECENT_MINUTES} min"
         if found.well_since:
@@ -244,7 +269,7 @@ def provider_failing(
     return Cause(
         code="provider_failing",
         verdict=verdict,
-        sentence=f"{whom} does not fail",
+        sentence=f"{whom} does not fail" if share_of < HEALTHY_SHARE else f"{whom} fails too seldom to explain it",
         detail=f"{counted} failed in the last {RECENT_MINUTES} min. {judged}",
         evidence=evidence,
     )
@@ -255,7 +280,7 @@ def judge(found: Recent, *, retries_explain: bool) -> Verdict:
     share, runs = found.failed_share, _whole(found)
     if share is None or runs < RUNS_LEAST:
         return Verdict.CAUSE if found.failed >= 2 and (share or 0.0) >= 0.5 else Verdict.UNKNOWN
-    if share >= FAILING_SHARE or (share >= _HEALTHY_SHARE and retries_explain):
+    if share >= FAILING_SHARE or (share >= HEALTHY_SHARE and retries_explain):
         return Verdict.CAUSE
     return Verdict.NOT_A_CAUSE
 
@@ -279,4 +304,4 @@ def _error_words(errors: Mapping[str, int]) -> str:
     newest, n = next(iter(errors.items()))
     others = len(errors) - 1
     more = f", and {others} other error{'' if others == 1 else 's'}" if others else ""
-    return f"Newest error {newest}, the last of {jobs(n, what='retrying job')}{more}."
+    return f"Newest error {newest}, the last one of {jobs(n, most=ERRORS_OF, what='retrying job')}{more}."

@@ -58,7 +58,7 @@ def explain_type(
         since=since,
         open=OpenJobs() if past else rows.open_jobs(name, tiers=_tiers(board, name)),
         past=past,
-        queue_waiting=_queue_waiting(board, queue_of(board, name)),
+        others_waiting=_others_waiting(board, name),
     )
     if facts.state in ("late", "overdue"):
         if stages is None:
@@ -106,9 +106,11 @@ def _tiers(board: Board, name: str) -> list[int]:
     return [board.types[name].tier, *(tier for tier, one in board.counts if one == name)]
 
 
-def _queue_waiting(board: Board, queue: str) -> int:
-    """Count waiting jobs of all types with the same queue, as far as folded."""
-    return sum(board.count(*WAITING, name=name) for name in board.types if queue_of(board, name) == queue)
+def _others_waiting(board: Board, name: str) -> int:
+    """Count jobs of other types that wait for the same queue, as far as folded."""
+    queue = queue_of(board, name)
+    others = [other for other in board.types if other != name and queue_of(board, other) == queue]
+    return sum(board.count(JobState.ACCEPTED, name=other) for other in others)
 
 
 def _changes(name: str) -> list[Change]:

@@ -17,7 +17,7 @@ from queues.models import Job
 LOOK_AT_MOST: Final = 1000
 """Jobs of one kind that are counted; more are told as so many or more."""
 RECENT_MINUTES: Final = 10
-_ERRORS_OF: Final = 100
+ERRORS_OF: Final = 100
 """Of how many retrying jobs the newest error is read."""
 
 # The minutes of a dependency's types are few: at most ten rows a type.
@@ -71,10 +71,13 @@ SELECT
 _AHEAD: Final = """
 SELECT
   (SELECT count(*) FROM (SELECT 1 FROM queues_job WHERE state IN ('accepted', 'retrying') AND tier = %(tier)s
-    AND type = %(type)s AND priority > %(priority)s AND due_at <= jobs_now() LIMIT %(most)s) AS higher),
-  (SELECT count(*) FROM (SELECT 1 FROM queues_job WHERE state IN ('accepted', 'retrying') AND tier = %(tier)s
-    AND type = %(type)s AND priority = %(priority)s AND due_at <= %(due_at)s
-    AND (due_at < %(due_at)s OR id < %(id)s) LIMIT %(most)s) AS earlier)
+    AND type = %(type)s AND priority > %(priority)s AND due_at <= jobs_now()
+    ORDER BY priority DESC, due_at LIMIT %(most)s) AS higher),
+  (SELECT CASE count(*) WHEN %(most)s THEN %(most)s
+      ELSE count(*) FILTER (WHERE due_at < %(due_at)s OR id < %(id)s) END
+    FROM (SELECT id, due_at FROM queues_job WHERE state IN ('accepted', 'retrying') AND tier = %(tier)s
+      AND type = %(type)s AND priority = %(priority)s AND due_at <= %(due_at)s
+      ORDER BY priority DESC, due_at LIMIT %(most)s) AS earlier)
 """
 
 
@@ -82,7 +85,8 @@ SELECT
 class Recent:
     """Runs of the last ten minutes. `failing_since`: every minute with runs since then had many that failed.
 
-    `well_since`: none has since then, after one that had, and there were runs enough to tell.
+    `well_since`: none has since then, after one that had, and there were runs enough to tell. `started`: the newest
+    minute in which a run began.
     """
 
     types: Sequence[str] = ()
@@ -92,6 +96,7 @@ class Recent:
     lost: int = 0
     failing_since: dt.datetime | None = None
     well_since: dt.datetime | None = None
+    started: dt.datetime | None = None
 
     @property
     def failed_share(self) -> float | None:
@@ -209,6 +214,8 @@ RUNS_LEAST: Final = 5
 """With fewer runs, and none that failed, there is nothing to judge a provider by."""
 FAILING_SHARE: Final = 0.2
 """From this share of failed runs on a provider is said to fail."""
+HEALTHY_SHARE: Final = 0.05
+"""Below this share it is said to be well."""
 
 
 def recent_of(rows: Sequence[Sequence[Any]]) -> Recent:
@@ -217,39 +224,54 @@ def recent_of(rows: Sequence[Sequence[Any]]) -> Recent:
     for _, at, *counts in rows:
         sums = minutes.setdefault(at, [0, 0, 0, 0])
         minutes[at] = [a + b for a, b in zip(sums, counts, strict=True)]
-    with_runs = [(at, one[0], one[2]) for at, one in sorted(minutes.items()) if one[0] or one[2]]
-    begun, fails, seen = _newest_stretch(with_runs)
+    newest = _newest_stretch([(at, one[0], one[2]) for at, one in sorted(minutes.items()) if one[0] or one[2]])
     runs, retries, failed, lost = (
         (sum(column) for column in zip(*minutes.values(), strict=True)) if minutes else (0,) * 4
     )
     return Recent(
         types=sorted({row[0] for row in rows}), runs=runs, retries=retries, failed=failed, lost=lost,
-        failing_since=_time(begun) if fails else None,
-        well_since=_time(begun) if not fails and seen >= RUNS_LEAST else None,
+        failing_since=_time(newest.begun) if newest.fails else None,
+        well_since=_time(newest.begun) if newest.is_well else None,
+        started=_time(max((at for at, one in minutes.items() if one[0]), default=None)),
     )  # fmt: skip
 
 
-def _newest_stretch(minutes: Sequence[tuple[float, int, int]]) -> tuple[float | None, bool, int]:
-    """Return when the newest minutes that are alike began, whether runs fail in them, and how many runs they had.
+@dataclass(frozen=True, kw_only=True)
+class _Stretch:
+    """The newest minutes that are alike: in all many runs fail, or in none. `begun` None: before what was read."""
 
-    Shape: (minute, runs, failed), oldest first. Of a stretch that goes back as far as was read nobody knows when it
-    began.
-    """
-    begun, fails, seen = None, False, 0
+    begun: float | None
+    fails: bool
+    minutes: int
+    runs: int
+    failed: int
+
+    @property
+    def is_well(self) -> bool:
+        # One good minute of a provider that fails now and then is chance.
+        return (
+            not self.fails and self.minutes >= 2 and self.runs >= RUNS_LEAST and self.failed < HEALTHY_SHARE * self.runs
+        )
+
+
+def _newest_stretch(minutes: Sequence[tuple[float, int, int]]) -> _Stretch:
+    """Return the newest stretch. Shape: (minute, runs, failed), oldest first."""
+    begun, fails, seen = None, False, [0, 0, 0]
     for at, runs, failed in reversed(minutes):
         many = failed >= FAILING_SHARE * max(runs, failed)
-        if begun is None:
-            fails = many
-        elif many != fails:
-            return begun, fails, seen
-        begun, seen = at, seen + max(runs, failed)
-    return None, fails, seen
+        if seen[0] and many != fails:
+            break
+        begun, fails = at, many
+        seen = [seen[0] + 1, seen[1] + max(runs, failed), seen[2] + failed]
+    else:
+        begun = None
+    return _Stretch(begun=begun, fails=fails, minutes=seen[0], runs=seen[1], failed=seen[2])
 
 
 def open_jobs(name: str, *, tiers: Sequence[int]) -> OpenJobs:
     """Read the open jobs of a type in the tiers that it has jobs in."""
-    params = {"type": name, "tiers": sorted(set(tiers)), "most": LOOK_AT_MOST, "errors": _ERRORS_OF}
-    states, errors, scheduled, next_ready = _row(_OPEN, params) or (None, None, 0, None)
+    params = {"type": name, "tiers": sorted(set(tiers)), "most": LOOK_AT_MOST, "errors": ERRORS_OF}
+    states, errors, scheduled, next_ready = _in_index_order(_OPEN, params) or (None, None, 0, None)
     return OpenJobs(
         states={
             state: InState(n=n, late=late, due=due, oldest=_time(oldest), next=_time(following), confirm_by=_time(by))
@@ -267,8 +289,23 @@ def ahead_of(job: Job) -> int:
         "tier": job.tier, "type": job.type, "id": job.id, "priority": job.priority, "due_at": job.due_at,
         "most": LOOK_AT_MOST,
     }  # fmt: skip
-    found = _row(_AHEAD, params)
+    found = _in_index_order(_AHEAD, params)
     return min(sum(found), LOOK_AT_MOST) if found else 0
+
+
+# While the statistics of a new partition say that nothing is in it, any index and a sort look as cheap as the index
+# that has the order, and the whole backlog is read (measured: 213 ms at 200,000 jobs, against 24 ms). One round trip;
+# without a transaction around it, the three are one by themselves.
+_IN_INDEX_ORDER: Final = "SET LOCAL enable_sort = off; {sql}; SET LOCAL enable_sort = on"
+
+
+def _in_index_order(sql: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Read one row by a statement whose bounded parts must come from an index in its order."""
+    with connection.cursor() as cursor:
+        cursor.execute(_IN_INDEX_ORDER.format(sql=sql), params)
+        cursor.nextset()
+        found: tuple[Any, ...] | None = cursor.fetchone()
+    return found
 
 
 def _row(sql: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:

@@ -166,7 +166,7 @@ def _backlog(facts: JobFacts) -> Cause:
             started = on.not_known.rstrip(".")
         elif not rate:
             started = f"None was started in the last {RECENT_MINUTES} min"
-        about = f": about {length(seconds)}" if seconds is not None else ""
+        about = f": about {length(seconds)} at that pace" if seconds is not None else ""
         return Cause(
             code="backlog",
             verdict=Verdict.CAUSE,

@@ -138,7 +138,7 @@ def backlog(facts: TypeFacts, stopped: bool) -> Cause | None:
     evidence: dict[str, Any] = {
         "waiting": waiting.due, "waiting_at_most": LOOK_AT_MOST, "oldest_ready_at": waiting.oldest,
         "runs_per_minute": None if on.stands_still else rate, "drained_in_seconds": seconds,
-        "queue": on.queue, "queue_waiting": facts.queue_waiting, "slots": pool.slots if pool else 0,
+        "queue": on.queue, "others_waiting": facts.others_waiting, "slots": pool.slots if pool else 0,
         "busy": pool.busy if pool else 0,
     }  # fmt: skip
     if facts.past:
@@ -159,9 +159,8 @@ def backlog(facts: TypeFacts, stopped: bool) -> Cause | None:
     if pool is not None:
         busy = f"All {pool.slots} slots" if pool.busy >= pool.slots else f"{pool.busy} of {pool.slots} slots"
         parts.append(f"{busy} of {on.queue} are busy.")
-    others = facts.queue_waiting - waiting.due
-    if others > 0 and waiting.due < LOOK_AT_MOST:
-        parts.append(f"{jobs(others)} more wait in the same queue.")
+    if facts.others_waiting and not facts.past:
+        parts.append(f"{jobs(facts.others_waiting)} of other types {have(facts.others_waiting)} for the same workers.")
     share = facts.of_time("waiting")
     return Cause(
         code="backlog",
@@ -181,7 +180,7 @@ def _drain_words(rate: float, seconds: float | None) -> str:
     if not rate:
         return f"None was started in the last {RECENT_MINUTES} min."
     words = f"{per_minute(rate)} a minute were started in the last {RECENT_MINUTES} min"
-    return words + (f": about {length(seconds)} until it is empty." if seconds is not None else ".")
+    return words + (f": about {length(seconds)} at that pace." if seconds is not None else ".")
 
 
 def slow_runs(facts: TypeFacts, stopped: bool) -> Cause | None:

@@ -33,8 +33,8 @@ class TypeFacts:
     """Everything that the verdicts about a type rest on.
 
     `total`: over the span; `bad`: since the ratio fell below its target, the whole span where it recovered.
-    `queue_waiting`: waiting jobs of all types with the same queue, as far as folded. `past`: the span has ended, so how
-    things stand now explains nothing.
+    `others_waiting`: jobs of other types that wait for the same queue, as far as folded. `past`: the span has ended, so
+    how things stand now explains nothing.
     """
 
     on: Machine
@@ -46,7 +46,7 @@ class TypeFacts:
     open: OpenJobs
     stages: Sequence[Stage] = ()
     changes: Sequence[Change] = ()
-    queue_waiting: int = 0
+    others_waiting: int = 0
     past: bool = False
 
     @property
