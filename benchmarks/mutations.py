@@ -1,8 +1,8 @@
 """Break a promise in a copy of the tree and name the tests that go red; exit 1 when a mutation is not seen.
 
 Run: `python -m benchmarks.mutations [--only NAME] [-- PYTEST ARGUMENTS]`. Without arguments each mutation meets the
-tests of the core: queues, concurrency, faults, model, scenarios and outcomes. A test that a mutation makes hang ends by its
-time-out and counts as red.
+tests of the core: queues, concurrency, faults, model, scenarios and outcomes. A test that a mutation makes hang ends
+by its time-out and counts as red.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
@@ -172,6 +173,28 @@ def true_counts() -> dict[str, int]:
         " AND (state <> 'dead' OR resolution = 'open') GROUP BY state"
     )
     return {state: int(n) for state, n in rows}
+
+
+def put_buckets(name: str, measure: str, counts: Mapping[int, int], *, grain: str = "minute", at: Any = None) -> None:
+    """Add to a histogram of a type in tier 2, now or at a time that is the grain's."""
+    sql(
+        "INSERT INTO queues_outcomebuckets AS r (grain, type, at, tier, measure, counts)"
+        " VALUES (%s, %s, coalesce(%s, date_trunc(%s, jobs_now())), 2, %s, %s)"
+        " ON CONFLICT (grain, type, at, tier, measure)"
+        " DO UPDATE SET counts = jobs_merge_counts(r.counts, excluded.counts)",
+        grain, name, at, grain, measure, json.dumps(counts),
+    )  # fmt: skip
+
+
+def buckets(measure: str, *, grain: str = "day") -> dict[int, int]:
+    """Return a histogram of all types."""
+    rows = sql(
+        "SELECT c.bucket::int, sum(c.n::bigint)::int"
+        " FROM queues_outcomebuckets, jsonb_each_text(counts) AS c (bucket, n)"
+        " WHERE measure = %s AND grain = %s AND type > '' GROUP BY 1",
+        measure, grain,
+    )  # fmt: skip
+    return dict(rows)
 
 
 def fold_all() -> None:

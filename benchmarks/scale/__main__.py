@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--small", type=int, default=10_000, help="jobs of the one database")
     parser.add_argument("--large", type=int, default=1_000_000, help="jobs of the other")
     parser.add_argument("--rounds", type=int, default=60, help="requests for each address and size, after the warm-up")
+    parser.add_argument("--only", default="", help="ask only what has this in its name")
     parser.add_argument("--result", type=Path, help="write the numbers into this file, as JSON")
     parser.add_argument("--explain", type=Path, help="write what each statement reads into this file")
     return parser.parse_args()
@@ -69,8 +71,8 @@ def fill(count: int) -> None:
     if wrong:
         raise SystemExit("the rollups differ from the jobs:\n" + "\n".join(wrong))
     sizes = jobs.execute("SELECT grain, count(*) FROM queues_outcomerollup GROUP BY 1 ORDER BY 1")
-    buckets = jobs.execute("SELECT grain, count(*) FROM queues_outcomehistogram GROUP BY 1 ORDER BY 1")
-    print(f"    {compared} kinds of counts are those of the jobs; rollups {dict(sizes)}, buckets {dict(buckets)}")
+    histograms = jobs.execute("SELECT grain, count(*) FROM queues_outcomebuckets GROUP BY 1 ORDER BY 1")
+    print(f"    {compared} kinds of counts are those of the jobs; rollups {dict(sizes)}, histograms {dict(histograms)}")
 
 
 def addresses(now: dt.datetime, name: str) -> dict[str, str]:
@@ -178,6 +180,7 @@ def main() -> int:
     from benchmarks.scale import jobs, plans
     from benchmarks.scale.sites import Site, make_database, start, using
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="jobsboard-scale-"))
     processes = Processes(folder, os.environ)
     try:
@@ -195,6 +198,7 @@ def main() -> int:
             cursor.execute("SELECT jobs_now()")
             asked = addresses(cursor.fetchone()[0], jobs.kind(1))
         check_answers(sites, asked)
+        asked = {name: path for name, path in asked.items() if chosen.only in name}
         found = measure(sites, asked, rounds=chosen.rounds)
         code = report(found, sites)
         if chosen.result:

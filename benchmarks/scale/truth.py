@@ -32,13 +32,17 @@ SELECT * FROM (
   SELECT {at} AS at, type, tier, sum({n})::bigint AS n FROM queues_job WHERE {which} GROUP BY 1, 2, 3) AS t
 WHERE true {bounds}
 """
+# Type "" stands for all types together.
 _SAID_BUCKET = """
-SELECT at, type, tier, bucket, n FROM queues_outcomehistogram WHERE grain = '{grain}' AND measure = '{name}' {bounds}
+SELECT at, type, tier, c.bucket::smallint AS bucket, c.n::bigint AS n
+FROM queues_outcomebuckets CROSS JOIN LATERAL jsonb_each_text(counts) AS c (bucket, n)
+WHERE grain = '{grain}' AND measure = '{name}' {bounds}
 """
 _TRUE_BUCKET = """
 SELECT * FROM (
-  SELECT {at} AS at, type, tier, ({bucket})::smallint AS bucket, count(*) AS n FROM queues_job WHERE {which}
-  GROUP BY 1, 2, 3, 4) AS t
+  SELECT {at} AS at, coalesce(type, '') AS type, tier, bucket, count(*) AS n
+  FROM (SELECT *, ({bucket})::smallint AS bucket FROM queues_job WHERE {which}) AS j
+  GROUP BY GROUPING SETS ((1, type, tier, bucket), (1, tier, bucket))) AS t
 WHERE true {bounds}
 """
 _SAID_STATE = "SELECT type, tier, state, n FROM queues_statecount WHERE n <> 0"

@@ -93,7 +93,7 @@ def read(board: Board, span: Span) -> Numbers:
         board=board,
         span=span,
         flow=outcomes.flow(span),
-        times=outcomes.times(span, measures=("lag", "dead")),
+        times=outcomes.times(span, names=board.types, measures=("lag", "dead")),
         oldest=outcomes.oldest_open(with_open),
     )
 

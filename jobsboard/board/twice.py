@@ -69,11 +69,12 @@ class Seen:
     strong: bool
 
 
-_NAMES: Final[Mapping[str, tuple[str, str, str, bool]]] = {
-    # Kind → column of Counts, name, what it can and cannot prove, whether it is a strong sign.
+_NAMES: Final[Mapping[str, tuple[str, str, str, str, bool]]] = {
+    # Kind → column of Counts, name of many, of one, what it can and cannot prove, whether it is a strong sign.
     Kind.BLIND_ATTEMPT: (
         "blind_attempts",
         "Attempts that began blind",
+        "Blind attempt",
         "May have happened twice: nobody knew how the attempt before had ended, and no check was asked. That one may as"
         " well have done nothing.",
         False,
@@ -81,6 +82,7 @@ _NAMES: Final[Mapping[str, tuple[str, str, str, bool]]] = {
     Kind.SECOND_REFERENCE: (
         "second_references",
         "Second references",
+        "Second reference",
         "The outside world gave two different references of one kind for one key: a strong sign. Some providers name"
         " one effect twice.",
         True,
@@ -88,11 +90,13 @@ _NAMES: Final[Mapping[str, tuple[str, str, str, bool]]] = {
     Kind.CONTRADICTION: (
         "contradictions",
         "Contradictions",
+        "Contradiction",
         "Confirmed, then rejected: one of the two words is wrong. It does not say that anything happened twice.",
         True,
     ),
     Kind.CONFIRMED_AFTER_REJECTION: (
         "confirmed_after_rejection",
+        "Confirmed after a rejection",
         "Confirmed after a rejection",
         "Refused, and done all the same. What was done again because of the refusal has happened twice; if nothing was,"
         " it happened once.",
@@ -112,7 +116,7 @@ def card(total: Counts, row: JobType, chosen: Chosen) -> Card:
             strong=strong,
             url=f"{reverse('job-type-twice', args=[row.name])}?{urlencode([*_range(chosen), ('kind', kind)])}",
         )
-        for kind, (column, name, meaning, strong) in _NAMES.items()
+        for kind, (column, name, _, meaning, strong) in _NAMES.items()
     ]
     reading, doubt = _reading(total, row)
     return Card(figures=figures, total=total, reading=reading, doubt=doubt, verdict=_verdict(total))
@@ -128,11 +132,11 @@ def _verdict(total: Counts) -> str:
         return "Nothing ran in this range, so there is nothing to tell by."
     if not total.suspected:
         return "Nothing that can be seen here says so."
-    strong = total.suspected - total.blind_attempts
-    if strong:
-        return f"{strong:,} sign{'' if strong == 1 else 's'} from outside that something is not as it was said."
-    n = total.blind_attempts
-    return f"It may have: {n:,} attempt{'' if n == 1 else 's'} began without knowing how the one before had ended."
+    strong, n = total.suspected - total.blind_attempts, total.blind_attempts
+    blind = f"{n:,} attempt{'' if n == 1 else 's'} began without knowing how the one before had ended."
+    if not strong:
+        return f"It may have: {blind}"
+    return f"{strong:,} strong sign{'' if strong == 1 else 's'}." + (f" And {blind}" if n else "")
 
 
 def _reading(total: Counts, row: JobType) -> tuple[str, bool]:
@@ -143,7 +147,7 @@ def _reading(total: Counts, row: JobType) -> tuple[str, bool]:
     if total.duplicates:
         return "Producers send again, and the key catches it.", False
     if not row.key_required and not row.key_template and not DedupeKey.objects.filter(type=row.name).exists():
-        return "No key is required, and none was sent: a producer that sends again makes a second job.", True
+        return "No key is required, and none was sent: a producer that sends again makes a second job.", False
     if pressure is not None and pressure >= HEAVY_RETRIES and total.runs >= ENOUGH_RUNS:
         words = f"{share(pressure)} of the runs are retries. Producers that retry would send duplicates, and none were"
         return f"{words} seen: is the key stable?", True
@@ -162,10 +166,10 @@ def twice(request: HttpRequest, name: str) -> HttpResponse:
     kind = params.choice("kind", _NAMES)
     chosen = _chosen(request, params)
     after = _mark(params)
-    span = chosen.span if chosen else None
+    since = chosen.span.since if chosen else None
     # A range up to now has no end: what was just seen is in it.
     until = chosen.until if chosen else None
-    found = outcomes.signs(name=name, kind=kind, since=span and span.since, until=until, before=after, limit=PAGE + 1)
+    found = outcomes.signs(name=name, kind=kind, since=since, until=until, before=after, limit=PAGE + 1)
     rows = seen(found[:PAGE])
     context = {
         "title": f"{name}: did it happen twice?",
@@ -173,7 +177,7 @@ def twice(request: HttpRequest, name: str) -> HttpResponse:
         "type": board.types[name],
         "rows": rows,
         "range_words": chosen.words if chosen else "",
-        "meaning": _NAMES[kind][2] if kind else "",
+        "meaning": _NAMES[kind][3] if kind else "",
         "filtered": kind is not None or chosen is not None,
         "newer": None,
         "older": found[PAGE - 1].id if len(found) > PAGE else None,
@@ -244,7 +248,7 @@ def _seen(sign: Sign, job: Mapping[str, Any] | None) -> Seen:
         Kind.CONTRADICTION: "Rejected, and it is confirmed",
         Kind.CONFIRMED_AFTER_REJECTION: "Confirmed, and it had been rejected",
     }
-    _, name, _, strong = _NAMES.get(sign.kind, ("", sign.kind.replace("_", " "), "", False))
+    _, _, name, _, strong = _NAMES.get(sign.kind, ("", "", sign.kind.replace("_", " "), "", False))
     return Seen(
         sign=sign,
         name=name,

@@ -34,11 +34,13 @@ WITH taken AS MATERIALIZED (
   ON CONFLICT (grain, at, type, tier) DO UPDATE
     SET window_seconds = greatest(r.window_seconds, excluded.window_seconds),
       window_least = coalesce(least(nullif(r.window_least, 0), nullif(excluded.window_least, 0)), 0), {_ADDS}
-), histograms AS (
-  INSERT INTO queues_outcomehistogram AS r (grain, at, type, tier, measure, bucket, n)
-  SELECT grain, at, type, tier, measure, bucket, sum(n) FROM timed WHERE bucket >= 0
-  GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6
-  ON CONFLICT (grain, at, type, tier, measure, bucket) DO UPDATE SET n = r.n + excluded.n
+), buckets AS (
+  INSERT INTO queues_outcomebuckets AS r (grain, type, at, tier, measure, counts)
+  SELECT grain, type, at, tier, measure, jsonb_object_agg(bucket, n) FROM (
+    SELECT grain, coalesce(type, '') AS type, at, tier, measure, bucket, sum(n) AS n FROM timed WHERE bucket >= 0
+    GROUP BY GROUPING SETS ((grain, type, at, tier, measure, bucket), (grain, at, tier, measure, bucket))) AS sums
+  GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
+  ON CONFLICT (grain, type, at, tier, measure) DO UPDATE SET counts = jobs_merge_counts(r.counts, excluded.counts)
 ), sums AS (SELECT count(*) AS n FROM taken), version AS (
   UPDATE queues_boardversion v SET n = v.n + (s.n > 0)::integer, at = CASE WHEN s.n > 0 THEN jobs_clock() ELSE v.at END,
     folded_at = CASE WHEN s.n < %(limit)s THEN jobs_now() ELSE v.folded_at END
@@ -48,11 +50,11 @@ WITH taken AS MATERIALIZED (
 SELECT n FROM sums
 """
 
-# By the primary key, which begins with these columns; a bounded number at a time.
+# A bounded number at a time.
 FORGET = """
 DELETE FROM {table} WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM {table} WHERE grain = %(grain)s AND at < jobs_now() - make_interval(days => %(days)s)
-  ORDER BY grain, at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+  LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
 RETURNING 1
 """
 FORGET_SUSPECTED = """
@@ -74,7 +76,7 @@ def forget_rollups(*, grain: str, days: int, limit: int) -> int:
     What they count stays in the coarser grains.
     """
     params = {"grain": grain, "days": days, "limit": limit}
-    tables = ("queues_outcomerollup", "queues_outcomehistogram")
+    tables = ("queues_outcomerollup", "queues_outcomebuckets")
     return sum(len(execute(FORGET.format(table=table), params)) for table in tables)
 
 

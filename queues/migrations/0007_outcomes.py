@@ -22,13 +22,26 @@ SELECT 'total', to_timestamp(0), type, tier, max(window_seconds), sum(ready), su
   sum(accepted), sum(duplicates), sum(confirmed), sum(dead), sum(expired), sum(cancelled), sum(replayed), sum(runs),
   sum(failed), sum(lost), sum(late_evidence), sum(contradictions), sum(superseded)
 FROM queues_outcomerollup WHERE grain = 'day' GROUP BY type, tier;
-INSERT INTO queues_outcomehistogram (grain, at, type, tier, measure, bucket, n)
-SELECT 'total', to_timestamp(0), type, tier, measure, bucket, sum(n)
-FROM queues_outcomehistogram WHERE grain = 'day' GROUP BY type, tier, measure, bucket;
+INSERT INTO queues_outcomebuckets (grain, type, at, tier, measure, counts)
+SELECT grain, type, at, tier, measure, jsonb_object_agg(bucket, n) FROM (
+  SELECT g.grain, coalesce(h.type, '') AS type, g.at, h.tier, h.measure, h.bucket, sum(h.n) AS n
+  FROM queues_outcomehistogram h
+  CROSS JOIN LATERAL (SELECT h.grain, h.at UNION ALL SELECT 'total', to_timestamp(0) WHERE h.grain = 'day') AS g
+  GROUP BY GROUPING SETS ((g.grain, h.type, g.at, h.tier, h.measure, h.bucket),
+    (g.grain, g.at, h.tier, h.measure, h.bucket))) AS sums
+GROUP BY 1, 2, 3, 4, 5;
 """
-EMPTY = """
-DELETE FROM queues_outcomerollup WHERE grain = 'total';
-DELETE FROM queues_outcomehistogram WHERE grain = 'total';
+EMPTY = "DELETE FROM queues_outcomerollup WHERE grain = 'total';"
+
+MERGE = """
+-- Two histograms as one.
+CREATE FUNCTION jobs_merge_counts(a jsonb, b jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp AS $$
+  SELECT jsonb_object_agg(bucket, n) FROM (
+    SELECT bucket, sum(n::bigint) AS n FROM (
+      SELECT * FROM jsonb_each_text(a) UNION ALL SELECT * FROM jsonb_each_text(b)) AS both_of_them (bucket, n)
+    GROUP BY bucket) AS merged
+$$;
 """
 
 
@@ -116,7 +129,35 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
+        migrations.CreateModel(
+            name="OutcomeBuckets",
+            fields=[
+                (
+                    "pk",
+                    models.CompositePrimaryKey(
+                        "grain",
+                        "type",
+                        "at",
+                        "tier",
+                        "measure",
+                        blank=True,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("grain", models.CharField(db_collation="C", max_length=6)),
+                ("type", models.CharField(blank=True, db_collation="C", max_length=64)),
+                ("at", models.DateTimeField()),
+                ("tier", models.SmallIntegerField()),
+                ("measure", models.CharField(db_collation="C", max_length=8)),
+                ("counts", models.JSONField()),
+            ],
+        ),
+        # Its table stays: the scheduler and the pages of the release before read it while they are replaced.
+        migrations.SeparateDatabaseAndState(state_operations=[migrations.DeleteModel(name="OutcomeHistogram")]),
         migrations.AddIndex(model_name="auditentry", index=models.Index(fields=["at"], name="audit_by_time")),
+        migrations.RunSQL(MERGE, "DROP FUNCTION jobs_merge_counts(jsonb, jsonb);"),
         migrations.RunSQL(FILL, EMPTY),
         # Last: a fold takes its tables in this order.
         migrations.AddField(

@@ -5,8 +5,8 @@ from queues.models.evidence import Callback, JobReference, StepResult
 from queues.models.job import DedupeKey, Job, JobQuerySet
 from queues.models.outcome import (
     BoardVersion,
+    OutcomeBuckets,
     OutcomeDelta,
-    OutcomeHistogram,
     OutcomeRollup,
     StateCount,
     SuspectedDuplicate,
@@ -23,8 +23,8 @@ __all__ = [
     "JobQuerySet",
     "JobReference",
     "JobType",
+    "OutcomeBuckets",
     "OutcomeDelta",
-    "OutcomeHistogram",
     "OutcomeRollup",
     "StateCount",
     "StepResult",

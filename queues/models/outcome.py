@@ -7,7 +7,7 @@ from django.db.models.functions import Now
 class OutcomeDelta(models.Model):
     """A change of counts, written by the statement that caused it and deleted by the fold that sums it.
 
-    Shape: measure is a column of OutcomeRollup, one of OutcomeHistogram with a bucket, or `open.<state>`.
+    Shape: measure is a column of OutcomeRollup, one of OutcomeBuckets with a bucket, or `open.<state>`.
     """
 
     at = models.DateTimeField()
@@ -66,23 +66,25 @@ class OutcomeRollup(models.Model):
         return f"{self.grain} {self.at:%F %R} {self.type}"
 
 
-class OutcomeHistogram(models.Model):
-    """Sparse buckets of one measure, of durations in `queues.histogram`: `lag` (ready to confirmed), and the time that
-    jobs spent in a stage, counted when they left it: `wait` (due to started), `run`, `lost` (a run that was given up),
-    `backoff` (failed to due), `await`. Of `dead` the bucket is a reason (`states.REASON_CODES`).
+class OutcomeBuckets(models.Model):
+    """A histogram of one measure: how many in each bucket, of durations those of `queues.histogram`.
+
+    Measures: `lag` (ready to confirmed), and the time that jobs spent in a stage, counted when they left it: `wait`
+    (due to started), `run`, `lost` (a run that was given up), `backoff` (failed to due), `await`. Of `dead` a bucket is
+    a reason (`states.REASON_CODES`). Type "" is all types of the tier together.
     """
 
-    pk = models.CompositePrimaryKey("grain", "at", "type", "tier", "measure", "bucket")
+    pk = models.CompositePrimaryKey("grain", "type", "at", "tier", "measure")
     grain = models.CharField(max_length=6, db_collation="C")
+    type = models.CharField(max_length=64, db_collation="C", blank=True)
     at = models.DateTimeField()
-    type = models.CharField(max_length=64, db_collation="C")
     tier = models.SmallIntegerField()
     measure = models.CharField(max_length=8, db_collation="C")
-    bucket = models.SmallIntegerField()
-    n = models.BigIntegerField()
+    # {bucket: n}; merged by jobs_merge_counts.
+    counts = models.JSONField()
 
     def __str__(self) -> str:
-        return f"{self.measure}[{self.bucket}] {self.type}"
+        return f"{self.measure} of {self.type}, {self.grain} {self.at:%F %R}"
 
 
 class SuspectedDuplicate(models.Model):

@@ -6,11 +6,12 @@ from queues.outcomes.now import Board, Pool, Processes, TierNow, TypeNow, board,
 from queues.outcomes.ranges import DAYS_KEPT, DEFAULT_RANGE, HOURS_KEPT, MINUTES_KEPT, RANGES, Span
 from queues.outcomes.staging import RECENT_ENOUGH, run_histograms, waiting_pairs
 from queues.outcomes.suspicion import Sign, signs, signs_of
-from queues.outcomes.times import Percentiles, Stage, Times, lag_series, lag_slots, times
+from queues.outcomes.times import MEASURES, Percentiles, Stage, Times, lag_series, lag_slots, times
 from queues.outcomes.totals import Totals, totals
 
 __all__ = [
-    "DAYS_KEPT", "DEFAULT_RANGE", "HOURS_KEPT", "LOOK_AT_MOST", "MINUTES_KEPT", "RANGES", "RECENT_ENOUGH", "Board",
+    "DAYS_KEPT", "DEFAULT_RANGE", "HOURS_KEPT", "LOOK_AT_MOST", "MEASURES", "MINUTES_KEPT", "RANGES", "RECENT_ENOUGH",
+    "Board",
     "Counts", "Flow", "JobFilter", "JobPage", "JobRow", "Percentiles", "Pool", "Processes", "Sign", "Span", "Stage",
     "TierNow", "Times", "Totals", "TypeNow", "add", "below_since", "board", "flow", "jobs", "lag_series", "lag_slots",
     "oldest_jobs", "oldest_open", "processes", "run_histograms", "signs", "signs_of", "times", "totals",

@@ -152,10 +152,19 @@ def _judged(now: dt.datetime, folded_at: dt.datetime | None) -> dt.datetime:
     return folded_at if folded_at is not None and now - folded_at > STANDS_STILL else now
 
 
-def covered(at: str = "at", grain: str = "grain") -> str:
-    """Return SQL: the rollups of `Span.cover`."""
-    return f"""(({grain} = 'day' AND {at} >= %(first_day)s AND {at} < %(last_day)s)
-    OR ({grain} = 'hour' AND {at} >= %(first_hour)s AND {at} < %(first_day)s)
-    OR ({grain} = 'hour' AND {at} >= %(last_day)s AND {at} < %(last_hour)s)
-    OR ({grain} = 'minute' AND {at} >= %(since)s AND {at} < %(first_hour)s)
-    OR ({grain} = 'minute' AND {at} >= %(last_hour)s AND {at} < %(end)s))"""
+def covered(select: str) -> str:
+    """Return SQL: a SELECT with its conditions, of each stretch of the rollups of `Span.cover`.
+
+    A stretch each, since the planner would read the whole table for all of them in one condition.
+    """
+    stretches = (
+        ("day", "first_day", "last_day"),
+        ("hour", "first_hour", "first_day"),
+        ("hour", "last_day", "last_hour"),
+        ("minute", "since", "first_hour"),
+        ("minute", "last_hour", "end"),
+    )
+    return " UNION ALL ".join(
+        f"({select} AND grain = '{grain}' AND at >= %({since})s AND at < %({until})s)"
+        for grain, since, until in stretches
+    )

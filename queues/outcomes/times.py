@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+import msgspec
 from django.db import connection
 
 from queues import histogram
-from queues.outcomes.flow import OF_TYPES, types_of
+from queues.outcomes.flow import types_of
 from queues.outcomes.ranges import Span, covered
 from queues.states import REASON_CODES
 
@@ -29,22 +30,19 @@ STAGES: Final[Mapping[str, tuple[str, ...]]] = {
 awaiting the proof."""
 MEASURES: Final = ("lag", "wait", "run", "lost", "backoff", "await", "dead")
 
-_SUMMARY: Final = f"""
-SELECT tier, type, measure, bucket, sum(n)::bigint FROM queues_outcomehistogram
-WHERE measure = ANY(%(measures)s) AND {OF_TYPES} AND {covered()}
-GROUP BY 1, 2, 3, 4
-"""  # noqa: S608 (no value is formatted in)
-
-# A row for each slot: thousands of rows of three numbers would cost more to read than to sum.
+_ROWS: Final = covered(
+    "SELECT at, type, tier, measure, counts FROM queues_outcomebuckets"
+    " WHERE type = ANY(%(types)s::text[]) AND measure = ANY(%(measures)s::text[])"
+    " AND (%(tier)s::smallint IS NULL OR tier = %(tier)s)"
+)
+_SUMMARY: Final = f"SELECT tier, type, measure, counts FROM ({_ROWS}) AS r"  # noqa: S608 (no value is formatted in)
 _SERIES: Final = f"""
-SELECT (extract(epoch FROM begun - %(origin)s) / %(slot)s)::integer, array_agg(bucket), array_agg(n) FROM (
-  SELECT date_bin(make_interval(secs => %(slot)s), at, %(origin)s) AS begun, bucket, sum(n)::bigint AS n
-  FROM queues_outcomehistogram
-  WHERE measure = 'lag' AND {OF_TYPES}
-    AND (%(tier)s::smallint IS NULL OR tier = %(tier)s) AND {covered()}
-  GROUP BY 1, 2) AS slots
-GROUP BY begun
+SELECT (extract(epoch FROM date_bin(make_interval(secs => %(slot)s), at, %(origin)s) - %(origin)s) / %(slot)s)::integer,
+  counts FROM ({_ROWS}) AS r
 """  # noqa: S608 (no value is formatted in)
+_counts: Final = msgspec.json.Decoder(dict[int, int])
+TOGETHER: Final = ""
+"""The type of rows that count all types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,28 +131,26 @@ def _merge(several: Iterable[Mapping[_K, int]]) -> dict[_K, int]:
     return merged
 
 
-def times_of(rows: Sequence[tuple[Any, ...]]) -> Times:
-    """Build from rows of (tier, type, measure, bucket, n)."""
+def times_of(rows: Iterable[tuple[int, str, str, str]]) -> Times:
+    """Build from rows of (tier, type, measure, JSON of counts)."""
     found: dict[Pair, dict[str, dict[int, int]]] = {}
-    dead: dict[Pair, dict[str, int]] = {}
-    for tier, of_type, measure, bucket, n in rows:
-        if measure == "dead":
-            dead.setdefault((tier, of_type), {})[REASONS.get(bucket, "other")] = n
-        else:
-            found.setdefault((tier, of_type), {}).setdefault(measure, {})[bucket] = n
-    return Times(histograms=found, dead=dead)
+    for tier, of_type, measure, counts in rows:
+        merged = found.setdefault((tier, of_type), {}).setdefault(measure, {})
+        for bucket, n in _counts.decode(counts).items():
+            merged[bucket] = merged.get(bucket, 0) + n
+    dead = {
+        pair: {REASONS.get(code, "other"): n for code, n in measures.pop("dead").items()}
+        for pair, measures in found.items()
+        if "dead" in measures
+    }
+    return Times(histograms={pair: measures for pair, measures in found.items() if measures}, dead=dead)
 
 
 def times(
-    span: Span,
-    *,
-    name: str | None = None,
-    names: Collection[str] | None = None,
-    measures: Sequence[str] = MEASURES,
+    span: Span, *, names: Collection[str] | None = None, name: str | None = None, measures: Sequence[str] = MEASURES
 ) -> Times:
-    """Read the histograms of a span, of one type, of several, or of all."""
-    params = {**span.cover(slots=False), "types": types_of(name, names), "measures": list(measures)}
-    return times_of(_rows(_SUMMARY, params))
+    """Read the histograms of a span, of one type, of several, or of all types together (the type is then TOGETHER)."""
+    return times_of(_rows(_SUMMARY, _params(span.cover(slots=False), name, names, measures)))
 
 
 def lag_series(span: Span, *, tier: int | None = None, name: str | None = None) -> list[Percentiles]:
@@ -167,15 +163,23 @@ def lag_slots(
 ) -> tuple[list[Percentiles], Percentiles]:
     """Return the percentiles of the lag in each slot and in the whole span."""
     found: list[dict[int, int]] = [{} for _ in span.slots]
-    whole: dict[int, int] = {}
-    for slot, buckets, counts in _rows(
-        _SERIES, {**span.cover(slots=True), "tier": tier, "types": types_of(name, names)}
-    ):
+    for slot, counts in _rows(_SERIES, _params(span.cover(slots=True), name, names, ("lag",), tier=tier)):
         if 0 <= slot < len(found):
-            found[slot] = dict(zip(buckets, counts, strict=True))
-            for bucket, n in found[slot].items():
-                whole[bucket] = whole.get(bucket, 0) + n
-    return [percentiles(one) for one in found], percentiles(whole)
+            for bucket, n in _counts.decode(counts).items():
+                found[slot][bucket] = found[slot].get(bucket, 0) + n
+    return [percentiles(one) for one in found], percentiles(_merge(found))
+
+
+def _params(
+    cover: Mapping[str, Any],
+    name: str | None,
+    names: Collection[str] | None,
+    measures: Sequence[str],
+    *,
+    tier: int | None = None,
+) -> dict[str, Any]:
+    types = types_of(name, names) if name is not None or names is not None else [TOGETHER]
+    return {**cover, "types": types, "measures": list(measures), "tier": tier}
 
 
 def _rows(sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -52,7 +52,7 @@ FROM every e LEFT JOIN less l ON l.type = e.type AND l.tier = e.tier
 )  # noqa: S608 (no value is formatted in)
 
 _HISTOGRAMS: Final = """
-SELECT tier, type, measure, bucket, n FROM queues_outcomehistogram WHERE grain = 'total' AND at = to_timestamp(0)
+SELECT tier, type, measure, counts FROM queues_outcomebuckets WHERE grain = 'total' AND type > ''
 """
 
 

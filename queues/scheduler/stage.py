@@ -77,7 +77,7 @@ class Stage:
         if time.monotonic() - self.read_at < _READ_EVERY:
             return
         self.active = workers.is_first_scheduler()
-        self.paces = {name: pace_of(counts) for name, counts in outcomes.run_histograms().items()}
+        self.paces = {name: pace_of(counts) for name, counts in outcomes.run_histograms(current).items()}
         self.slots = workers.slots_by_queue()
         # A type that moved to another tier leaves jobs behind that carry the old one.
         waiting = outcomes.waiting_pairs()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
-import urllib.request
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from queues.handlers import Confirmed, JobContext, check, handler
 
@@ -17,13 +19,12 @@ FOLDER: Final = Path(os.environ.get("ACCEPTANCE_FOLDER", "."))
 PATIENCE: Final = 60.0
 
 
-def _url(path: str) -> str:
-    return (FOLDER / "downstream.url").read_text() + path
-
-
-def _read(request: urllib.request.Request) -> Any:
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        return json.load(answer)
+def _ask(method: str, path: str, body: Any = None) -> Any:
+    """Ask the downstream and return what it answers."""
+    address = (FOLDER / "downstream.address").read_text()
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
+        connection.request(method, path, None if body is None else json.dumps(body))
+        return json.load(connection.getresponse())
 
 
 @handler(PAY)
@@ -31,13 +32,12 @@ def _read(request: urllib.request.Request) -> Any:
 @handler(ONCE)
 def pay(job: JobContext) -> Confirmed:
     """Let the downstream do it, and bring its reference. It may kill this process before it answers."""
-    body = json.dumps({**job.payload, "pid": os.getpid()}).encode()
-    answer = _read(urllib.request.Request(_url("/pay"), data=body, method="POST"))
+    answer = _ask("POST", "/pay", {**job.payload, "pid": os.getpid()})
     return Confirmed(answer["ref"])
 
 
 @check(CHECKED)
 def was_it_paid(job: JobContext) -> Confirmed | None:
     """Ask the downstream for its own record."""
-    found = _read(urllib.request.Request(_url(f"/pay/{job.payload['key']}")))["ref"]
+    found = _ask("GET", f"/pay/{quote(job.payload['key'])}")["ref"]
     return Confirmed(found) if found else None

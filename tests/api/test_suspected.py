@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
@@ -35,7 +35,9 @@ def blind(kind: str) -> UUID:
 def seen(types: None) -> list[UUID]:
     """Signs of two types: two blind attempts, a second reference, a contradiction."""
     ids = [blind("billing.receipt"), blind("billing.strict")]
-    for outcome, ref in (("confirmed", "mail-1"), ("confirmed", "mail-2"), ("rejected", None)):
+    said: list[tuple[Literal["confirmed", "rejected"], str | None]]
+    said = [("confirmed", "mail-1"), ("confirmed", "mail-2"), ("rejected", None)]
+    for outcome, ref in said:
         evidence = Evidence(outcome=outcome, ref=ref, kind="reference", run=2, detail="bounced, token=abcdef123456")
         confirmation.by_token(ids[0], evidence)
     return ids

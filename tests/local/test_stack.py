@@ -61,7 +61,7 @@ def start(stack_directory: Path) -> Iterator[Start]:
         started.append(
             subprocess.Popen(
                 [*LOCAL, *arguments], env=environment(stack_directory), stdout=subprocess.PIPE, stdin=subprocess.PIPE,
-                text=True,
+                text=True, preexec_fn=_hears_hangup,
             )
         )  # fmt: skip
         return started[-1]
@@ -70,6 +70,11 @@ def start(stack_directory: Path) -> Iterator[Start]:
     for process in started:
         process.terminate()
         process.communicate(timeout=60)
+
+
+def _hears_hangup() -> None:
+    # Under nohup it would be ignored, by what is started here as well.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run(*arguments: str, stack: Path | None = None, **extra: str) -> subprocess.CompletedProcess[str]:

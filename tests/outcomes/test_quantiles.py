@@ -48,7 +48,8 @@ def test_quantiles_are_within_five_percent(shape: Callable[[random.Random], floa
     )  # fmt: skip
     fold_all()
     span = Span.between(now - dt.timedelta(days=2, hours=1), now, now=now)
-    found = outcomes.times(span).of("lag", tier=2, name="mail.send")
+    found = outcomes.times(span, name="mail.send").of("lag", tier=2, name="mail.send")
+    assert outcomes.times(span).of("lag") == found
     assert outcomes.lag_slots(span)[1] == found
     values.sort()
     for q, told in ((0.5, found.p50), (0.95, found.p95), (0.99, found.p99)):

@@ -36,7 +36,10 @@ def test_each_grain_is_kept_as_long_as_it_is_read(monkeypatch: pytest.MonkeyPatc
     while housekeeping.run_once():
         rounds += 1
     assert rounds > 3
-    assert kept("outcomerollup") == kept("outcomehistogram") == {"minute": 2, "hour": 5, "day": 7, "total": 1}
+    assert kept("outcomerollup") == {"minute": 2, "hour": 5, "day": 7, "total": 1}
+    assert kept("outcomebuckets") == {grain: 2 * n for grain, n in kept("outcomerollup").items()}, (
+        "and all types together"
+    )
     assert sql("SELECT confirmed FROM queues_outcomerollup WHERE grain = 'total'") == [(8,)]
 
 

@@ -189,7 +189,7 @@ def stale(run: Run, ref: str) -> Applied:
 
 
 def test_a_superseded_run_saves_the_next_one() -> None:
-    """I-08: its word is evidence all the same, so the second mail is not sent."""
+    """I-09: its word is evidence all the same, so the second mail is not sent."""
     contract()
     job_id = one()
     run = begin(job_id)
@@ -204,6 +204,7 @@ def test_a_superseded_run_saves_the_next_one() -> None:
 
 @pytest.mark.parametrize(("second", "signs"), [("mail-2", [BLIND, SECOND]), ("mail-1", [BLIND]), (None, [BLIND])])
 def test_a_superseded_run_beside_the_one_that_goes_on(second: str | None, signs: list[str]) -> None:
+    """I-26: also where its own end is offered a second time, its answer having been lost."""
     contract()
     job_id = one()
     old = begin(job_id)
@@ -215,7 +216,6 @@ def test_a_superseded_run_beside_the_one_that_goes_on(second: str | None, signs:
     found = get(job_id).evidence
     assert found is not None and (get(job_id).state, found["ref"]) == ("confirmed", "mail-1")
     assert kinds(job_id) == signs
-    # The answer to that write got lost: it is offered as well, and nothing is counted twice (I-03).
     assert stale(new, second or "mail-1") is Applied.DUPLICATE
     assert kinds(job_id) == signs
     if SECOND in signs:

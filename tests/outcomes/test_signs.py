@@ -109,9 +109,14 @@ def test_a_retry_after_a_proof_that_did_not_come_is_blind() -> None:
     assert details(job_id) == [(BLIND, 2, {"error_class": "Unconfirmed"})]
 
 
+def _let_the_lease_end(run: Run) -> None:
+    lose_lease(run.id)
+    assert lifecycle.rescue([run.id])
+
+
 LOST: Final[dict[str, Callable[[Run], Any]]] = {
     "killed": lose,
-    "lease ran out": lambda run: (lose_lease(run.id), lifecycle.rescue([run.id])),
+    "lease ran out": _let_the_lease_end,
     "hard time limit": lambda run: lifecycle.settle(
         [limits.overrun(lifecycle.runs([(run.id, run.fence)])[0], limit=1.0, seconds=1.0, replaced=True)]
     ),

@@ -42,7 +42,7 @@ def check(world: World) -> None:
         happened, buckets = world.happened(span)
         end = span.until if span.until < span.now else minute(span.until) + MINUTE
         cohorts = world.cohorts(span, since=span.since, until=end)
-        flow, times = outcomes.flow(span), outcomes.times(span)
+        flow, times = outcomes.flow(span), outcomes.times(span, names=KINDS)
         pairs = {(tier, kind) for tier in (1, 2, 3) for kind in KINDS}
         for tier, kind in pairs:
             total = flow.total(tier=tier, name=kind)
@@ -53,7 +53,10 @@ def check(world: World) -> None:
             assert total == outcomes.add(flow.series(tier=tier, name=kind))
         assert told_buckets(times) == +buckets, span
         lag = {bucket: n for bucket, n in lag_of(buckets).items() if n}
-        assert outcomes.lag_slots(span)[1] == outcomes.times(span).of("lag")
+        together = outcomes.times(span)
+        assert together.merged(outcomes.MEASURES) == times.merged(outcomes.MEASURES)
+        assert together.dead_by_reason() == times.dead_by_reason()
+        assert outcomes.lag_slots(span)[1] == together.of("lag") == times.of("lag")
         assert times.of("lag").p95 == histogram.quantile(lag, 0.95)
 
 

@@ -13,7 +13,7 @@ from queues import broker, lifecycle
 from queues.histogram import bucket_of
 from queues.scheduler import stage as module
 from queues.scheduler.stage import Stage, pace_of
-from tests.factories import TYPE, accept, confirmed, fold_all, make_type, sql
+from tests.factories import TYPE, accept, confirmed, fold_all, make_type, put_buckets, sql
 
 pytestmark = pytest.mark.django_db
 FAST = {bucket_of(0.01): 100}
@@ -67,12 +67,7 @@ def wire(db: None, monkeypatch: pytest.MonkeyPatch) -> Wire:
     monkeypatch.setattr(broker, "is_short", lambda queue: False)
     monkeypatch.setattr(module, "time", made)
     make_type()
-    for bucket, n in FAST.items():
-        sql(
-            "INSERT INTO queues_outcomehistogram (grain, at, type, tier, measure, bucket, n)"
-            " VALUES ('minute', date_trunc('minute', jobs_now()), %s, 2, 'run', %s, %s)",
-            TYPE, bucket, n,
-        )  # fmt: skip
+    put_buckets(TYPE, "run", FAST)
     accept(500)
     accept(500)
     fold_all()

@@ -13,7 +13,7 @@ from queues.histogram import bucket_of
 from queues.models import JobType
 from queues.scheduler import stage as module
 from queues.scheduler.stage import HISTORY_LEAST, Pace, Stage, pace_of
-from tests.factories import TYPE, accept, claim, failed, fold_all, make_type, released, set_columns, sql
+from tests.factories import TYPE, accept, claim, failed, fold_all, make_type, put_buckets, released, set_columns, sql
 
 pytestmark = pytest.mark.django_db
 
@@ -66,13 +66,7 @@ def change_type(**values: object) -> None:
 
 def history(seconds: float, n: int = HISTORY_LEAST) -> None:
     """Let a type have run before."""
-    sql(
-        "INSERT INTO queues_outcomehistogram (grain, at, type, tier, measure, bucket, n)"
-        " VALUES ('minute', date_trunc('minute', jobs_now()), %s, 2, 'run', %s, %s)",
-        TYPE,
-        bucket_of(seconds),
-        n,
-    )
+    put_buckets(TYPE, "run", {bucket_of(seconds): n})
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def superseded() -> int:
 
 
 def test_its_reference_confirms_the_job_that_waits_for_its_next_run(by_reference: Runner) -> None:
-    """I-08: the mail that went out is not sent again."""
+    """I-09: it cannot finish the job, but its word is evidence: the mail that went out is not sent again."""
     bodies = []
 
     @handlers.handler(TYPE)

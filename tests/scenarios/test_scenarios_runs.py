@@ -42,6 +42,7 @@ from tests.factories import (
     lose_lease,
     make_job,
     make_type,
+    put_buckets,
     released,
     set_columns,
     sql,
@@ -193,11 +194,7 @@ class Wire:
 
 def _fast() -> None:
     """Let the type have a history of quick runs, so that it goes in chunks."""
-    sql(
-        "INSERT INTO queues_outcomehistogram (grain, at, type, tier, measure, bucket, n)"
-        " VALUES ('minute', date_trunc('minute', jobs_now()), %s, 2, 'run', %s, 100)",
-        TYPE, bucket_of(0.001),
-    )  # fmt: skip
+    put_buckets(TYPE, "run", {bucket_of(0.001): 100})
 
 
 @pytest.mark.usefixtures("world")
