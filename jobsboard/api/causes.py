@@ -152,6 +152,9 @@ def _cause(one: causes.Cause, *, key: Key) -> dict[str, Any]:
 def _value(name: str, value: Any, *, key: Key) -> Any:
     if isinstance(value, datetime):
         return times.write(value)
+    if name == "other_queues":
+        # The pools of the installation are nothing to who may see some types only.
+        return value if key.uses_every_type else None
     if name == "types":
         # Their runs count, and their names are nobody's who may not use them.
         return [one for one in value if key.may_use(one)]

@@ -163,6 +163,8 @@ def get_outcomes(request: HttpRequest) -> HttpResponse:
             "target_ratio": _target(wanted, board),
             **_counted(total),
             **_measured(total, measured, tier=tier, now=depth),
+            # While a release before this one ends jobs, nobody counts that they ended.
+            "late_open": min(total.open_late, sum(depth[state] for state in OPEN)),
             "lag_seconds": asdict(measured.of("lag", tier=tier)),
             # A job whose time has not come is not old.
             "oldest_open_seconds": waited if waited >= 0 else None,
@@ -213,7 +215,6 @@ def _counted(total: Counts) -> dict[str, Any]:
         "runs": total.runs,
         "failure_rate": total.failure_rate,
         "retry_pressure": total.retry_pressure,
-        "late_open": total.open_late,
         "suspected_duplicate_effects": {
             "blind_attempts": total.blind_attempts,
             "second_references": total.second_references,

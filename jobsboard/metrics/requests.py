@@ -57,10 +57,15 @@ class RequestCollector:
         # Imported before the directory was made, prometheus_client counts in this process alone: wrong for the server.
         if folder is None or not ValueClass._multiprocess:
             return []
-        with directory.locked(folder, "requests", seconds=_LOCK_SECONDS):
-            _add_up_ended(folder)
-            files = [path for kind in _KINDS for path in folder.glob(f"{kind}_*.db") if not _is_new(path)]
-            return _merged(files, accumulate=True)
+        try:
+            with directory.locked(folder, "requests", seconds=_LOCK_SECONDS):
+                _add_up_ended(folder)
+                files = [path for kind in _KINDS for path in folder.glob(f"{kind}_*.db") if not _is_new(path)]
+                return _merged(files, accumulate=True)
+        except OSError as error:
+            # The directory was removed, or the disk is full: the jobs' own metrics are said all the same.
+            _log.warning("no request metrics: %s", error.strerror)
+            return []
 
 
 def _add_up_ended(folder: Path) -> None:

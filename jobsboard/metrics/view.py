@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -136,7 +136,7 @@ def _page_of_jobs() -> bytes:
 @contextmanager
 def _alone() -> Iterator[None]:
     folder = directory.current()
-    if folder is not None:
+    if folder is not None and folder.is_dir():
         with directory.locked(folder, "jobs", seconds=WAIT_SECONDS):
             yield
         return
@@ -156,7 +156,7 @@ def _read_kept() -> bytes | None:
         try:
             first, _, page = (folder / _FILE).read_bytes().partition(b"\n")
             begun = float(first)
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
     # The clock counts from the machine's start, so it is the same in all of its processes.
     return page if 0 <= time.monotonic() - begun < CACHE_SECONDS else None
@@ -168,8 +168,10 @@ def _keep(begun: float, page: bytes) -> None:
         _kept[:] = [(begun, page)]
         return
     fresh = folder / "jobs.new"
-    fresh.write_bytes(b"%r\n%b" % (begun, page))
-    fresh.replace(folder / _FILE)
+    # Without it each scrape asks the database: more work, and still an answer.
+    with suppress(OSError):
+        fresh.write_bytes(b"%r\n%b" % (begun, page))
+        fresh.replace(folder / _FILE)
 
 
 def _text(collector: Collector) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from queues.lifecycle.settle import LAST_CHECK, SETTLED_ROWS, fingerprint_of, with_failure
+from queues.lifecycle.settle import LAST_CHECK, SETTLED_ROWS, STAGE_LEFT, fingerprint_of, with_failure
 from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, named, records, transition, uuids
 from queues.lifecycle.sweep import CHECKS_LOST_MOST, UNCONFIRMED_STORY
 from queues.states import JobState
@@ -116,7 +116,7 @@ WITH item AS (
   RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.since, h.now AS left_at
 ), moved AS (SELECT * FROM written WHERE state <> was),
-counted AS ({delta(*SETTLED_ROWS)})
+counted AS ({delta(*SETTLED_ROWS, STAGE_LEFT)})
 SELECT id, fence, state FROM written
 """
 

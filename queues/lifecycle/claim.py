@@ -140,7 +140,7 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """One job that a hint should wake. Units: `due_at` in seconds since 1970; a later one means a new wait."""
+    """One job that a hint should wake. Units: `due_at` in seconds since 1970; another one means a new wait."""
 
     id: UUID
     alone: bool

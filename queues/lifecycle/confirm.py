@@ -9,7 +9,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from queues.lifecycle.settle import NOTES_KEPT as NOTES_KEPT
-from queues.lifecycle.settle import SETTLED_ROWS, STANDING, fingerprint_of, suspected, with_failure
+from queues.lifecycle.settle import SETTLED_ROWS, STAGE_LEFT, STANDING, fingerprint_of, suspected, with_failure
 from queues.lifecycle.sql import BETWEEN, STATE, delta, named, records, transition
 from queues.states import JobState
 
@@ -156,7 +156,7 @@ WITH item AS (
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.applied, h.since, h.now AS left_at, h.run, h.second,
     h.refused, h.known, h.refs[1] AS first_ref, h.ref, h.detail, h.room
 ), moved AS (SELECT * FROM changed WHERE state <> was),
-counted AS ({delta(*SETTLED_ROWS)}), noted AS (
+counted AS ({delta(*SETTLED_ROWS, STAGE_LEFT)}), noted AS (
   INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
   SELECT date_trunc('minute', left_at), type, tier, 'late_evidence', -1, 1, 0 FROM changed WHERE applied = 'late'
 ), {

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from queues.lifecycle.accept import idempotency_key
-from queues.lifecycle.settle import SETTLED_ROWS
+from queues.lifecycle.settle import SETTLED_ROWS, STAGE_LEFT
 from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named, transition
 from queues.states import JobState, Reason
 
@@ -54,7 +54,7 @@ WITH hit AS MATERIALIZED (
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.begun, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.since, h.now AS left_at
 ), moved AS (SELECT * FROM changed WHERE state = 'cancelled'),
-counted AS ({delta(*SETTLED_ROWS)})
+counted AS ({delta(*SETTLED_ROWS, STAGE_LEFT)})
 SELECT id, state, was, begun > 0 FROM changed
 """
 
@@ -113,7 +113,8 @@ WITH parent AS MATERIALIZED (
     CASE WHEN p.other THEN {idempotency_key("p.type", "%(key)s::text")} ELSE p.idempotency_key END,
     p."group", p.max_attempts, p.promise, p.now, p.now, p.now, p.now, p.now + make_interval(secs => p.max_age_seconds),
     CASE WHEN p.other THEN p.child ELSE p.root END, p.id, CASE WHEN p.other THEN 0 ELSE p.begun END,
-    CASE WHEN p.other THEN NULL ELSE p.reference END, p.unknown_end AND NOT p.other, p.trace
+    CASE WHEN p.other OR p.reason IS NOT DISTINCT FROM 'rejected' THEN NULL ELSE p.reference END,
+    p.unknown_end AND NOT p.other, p.trace
   FROM parent p JOIN marked ON marked.id = p.id
   RETURNING id, type, tier, accepted_at
 ), moved AS (

@@ -10,7 +10,8 @@ COUNTS = (
 _SUMS = ", ".join(f"coalesce(sum(n) FILTER (WHERE measure = '{c}' AND bucket < 0), 0) AS {c}" for c in COUNTS)
 _ADDS = ", ".join(f"{c} = r.{c} + excluded.{c}" for c in COUNTS)
 
-# The time of the last complete fold is written every few seconds while nothing happens: pages and metrics judge windows
+# Complete is a fold that took all that its snapshot shows: not what another folder has, whose work is not committed.
+# The time of the last complete one is written every few seconds while nothing happens: pages and metrics judge windows
 # up to then, so that a scheduler that stands still makes no job late.
 FOLD = f"""
 WITH taken AS MATERIALIZED (
@@ -41,22 +42,31 @@ WITH taken AS MATERIALIZED (
     GROUP BY GROUPING SETS ((grain, type, at, tier, measure, bucket), (grain, at, tier, measure, bucket))) AS sums
   GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
   ON CONFLICT (grain, type, at, tier, measure) DO UPDATE SET counts = jobs_merge_counts(r.counts, excluded.counts)
-), sums AS (SELECT count(*) AS n FROM taken), version AS (
+), sums AS (
+  SELECT count(*) AS n, count(*) < %(limit)s AND count(*) = (
+    SELECT count(*) FROM (SELECT FROM queues_outcomedelta LIMIT %(limit)s) AS seen) AS complete FROM taken
+), version AS (
   UPDATE queues_boardversion v SET n = v.n + (s.n > 0)::integer, at = CASE WHEN s.n > 0 THEN jobs_clock() ELSE v.at END,
-    folded_at = CASE WHEN s.n < %(limit)s THEN jobs_now() ELSE v.folded_at END
+    folded_at = CASE WHEN s.complete THEN jobs_now() ELSE v.folded_at END
   FROM sums s WHERE v.id = 1
     AND (s.n > 0 OR v.folded_at NOT BETWEEN jobs_now() - interval '5 seconds' AND jobs_now())
 )
 SELECT n FROM sums
 """
 
-# A bounded number at a time.
+# A bounded number at a time, and an hour later than they are read. A cohort stays until its windows have passed, since
+# it is judged by its finer rollups until then; the total has the longest window that its type ever had.
 FORGET = """
 DELETE FROM {table} WHERE ctid = ANY(ARRAY(
-  SELECT ctid FROM {table} WHERE grain = %(grain)s AND at < jobs_now() - make_interval(days => %(days)s)
+  SELECT r.ctid FROM {table} r WHERE r.grain = %(grain)s
+    AND at < jobs_now() - make_interval(days => %(days)s, hours => 1) {and_judged}
   LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
 RETURNING 1
 """
+_JUDGED = """AND at < jobs_now() - make_interval(days => %(days)s, hours => 1) - make_interval(secs => (
+      SELECT max(t.window_seconds) FROM queues_outcomerollup t
+      WHERE t.grain = 'total' AND t.type = r.type AND t.tier = r.tier))"""
+_TABLES = {"queues_outcomerollup": _JUDGED, "queues_outcomebuckets": ""}
 FORGET_SUSPECTED = """
 DELETE FROM queues_suspectedduplicate WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM queues_suspectedduplicate WHERE at < jobs_now() - make_interval(days => %(days)s)
@@ -76,8 +86,7 @@ def forget_rollups(*, grain: str, days: int, limit: int) -> int:
     What they count stays in the coarser grains.
     """
     params = {"grain": grain, "days": days, "limit": limit}
-    tables = ("queues_outcomerollup", "queues_outcomebuckets")
-    return sum(len(execute(FORGET.format(table=table), params)) for table in tables)
+    return sum(len(execute(FORGET.format(table=table, and_judged=judged), params)) for table, judged in _TABLES.items())
 
 
 def forget_suspected(*, days: int, limit: int) -> int:

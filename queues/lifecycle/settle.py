@@ -92,8 +92,7 @@ def fingerprint_of(words: str) -> str:
 _REASON_CODE = "CASE m.reason " + " ".join(f"WHEN '{r}' THEN {c}" for r, c in REASON_CODES.items()) + " END"
 
 # What every settling statement counts. `moved` has was, since (when it came into that state), left_at, state, reason,
-# ready_at, settled_at, window_seconds and `cohort` (not a probe and not a replay). The time of a run is that of its
-# body, which the worker measured.
+# ready_at, settled_at, window_seconds and `cohort` (not a probe and not a replay).
 _IN_TIME = "m.settled_at <= m.ready_at + make_interval(secs => m.window_seconds)"
 SETTLED_ROWS: tuple[tuple[str, str, str, str], ...] = (
     (EPOCH, "'open.' || m.was", "-1", "-1"),
@@ -114,13 +113,14 @@ SETTLED_ROWS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (minute("m.ready_at"), "'ended'", "-1", "(m.cohort AND m.settled_at IS NOT NULL)::integer"),
     (minute("m.settled_at"), "'late'", "-1", f"(m.state = 'confirmed' AND NOT {_IN_TIME})::integer"),
-    (
-        minute("m.left_at"),
-        "CASE m.was WHEN 'accepted' THEN 'wait' WHEN 'retrying' THEN 'backoff' ELSE 'await' END",
-        bucket("m.since", "m.left_at"),
-        "(m.was <> 'processing' AND m.left_at > m.since)::integer",
-    ),
 )
+STAGE_LEFT = (
+    minute("m.left_at"),
+    "CASE m.was WHEN 'accepted' THEN 'wait' WHEN 'retrying' THEN 'backoff' ELSE 'await' END",
+    bucket("m.since", "m.left_at"),
+    "(m.left_at > m.since)::integer",
+)
+"""Of a job that nobody ran: the time in the stage that it left."""
 
 _SAID = "coalesce(i.evidence ->> 'ref', i.reference)"
 # References are compared with their like: what a callback or a check names may be another thing than what the handler
@@ -130,6 +130,7 @@ STANDING = """CASE WHEN j.rejection IS NULL OR j.reference IS NULL THEN j.refere
         AND r.fence = (j.rejection ->> 'fence')::integer AND r.ref = j.reference) THEN NULL ELSE j.reference END"""
 """SQL: the reference that an earlier run's handler got, unless it was rejected."""
 _SECOND = f"""CASE
+      WHEN j.evidence IS NULL AND j.reference IS NULL THEN NULL
       WHEN coalesce(i.evidence ->> 'kind', 'reference') = j.evidence ->> 'kind' AND {_SAID} <> j.evidence ->> 'ref'
         THEN j.evidence ->> 'ref'
       WHEN {_SAID} <> j.reference AND (i.evidence ->> 'kind') IS DISTINCT FROM 'check'
@@ -142,14 +143,13 @@ def suspected(source: str, *kinds: tuple[str, str, str]) -> str:
     Shape of a kind: its name, SQL that says whether the row `m` is one, SQL for its detail. The rows have `run`, the
     fence that it is about, and `left_at`.
     """
-    rows = " UNION ALL ".join(
-        f"SELECT m.type, m.tier, '{kind}' AS kind, m.id, m.run, m.left_at, {detail} AS detail FROM {source} m"
-        f" WHERE {found}"
-        for kind, found, detail in kinds
-    )
+    rows = ", ".join(f"('{kind}', {found}, {detail})" for kind, found, detail in kinds)
+    some = " OR ".join(found for _, found, _ in kinds)
     return f"""signs AS (
   INSERT INTO queues_suspectedduplicate (type, tier, kind, job_id, fence, at, detail)
-  SELECT type, tier, kind, id, run, left_at, jsonb_strip_nulls(detail) FROM ({rows}) AS s ORDER BY id
+  SELECT m.type, m.tier, s.kind, m.id, m.run, m.left_at, jsonb_strip_nulls(s.detail)
+  FROM {source} m CROSS JOIN LATERAL (VALUES {rows}) AS s (kind, found, detail)
+  WHERE ({some}) AND s.found ORDER BY m.id
   RETURNING type, tier, kind, at
 ), signs_counted AS (
   INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)

@@ -8,6 +8,7 @@ from queues.lifecycle.settle import (
     BLIND_COLUMNS,
     REJECTED,
     SETTLED_ROWS,
+    STAGE_LEFT,
     fingerprint_of,
     suspected,
     with_failure,
@@ -96,7 +97,7 @@ WITH hit AS MATERIALIZED (
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.since, h.now AS left_at
-), counted AS ({delta(*SETTLED_ROWS)})
+), counted AS ({delta(*SETTLED_ROWS, STAGE_LEFT)})
 SELECT id, state FROM moved
 """
 
@@ -133,7 +134,7 @@ WITH hit AS MATERIALIZED (
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, 'awaiting_confirmation' AS was, h.since,
     h.now AS left_at
-), counted AS ({delta(*SETTLED_ROWS)})
+), counted AS ({delta(*SETTLED_ROWS, STAGE_LEFT)})
 SELECT id, state FROM moved
 """
 

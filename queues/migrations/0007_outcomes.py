@@ -3,36 +3,6 @@
 import django.db.models.functions.datetime
 from django.db import migrations, models
 
-# What was counted so far: totals from the days, and how many of each cohort have ended, from those that are open still.
-# A scheduler of the release before adds to neither while it goes on; its folds wait for this transaction.
-FILL = """
-LOCK TABLE queues_outcomerollup, queues_outcomehistogram IN SHARE ROW EXCLUSIVE MODE;
-UPDATE queues_outcomerollup SET ended = ready;
-UPDATE queues_outcomerollup r SET ended = r.ended - o.n FROM (
-  SELECT g.grain, date_trunc(g.grain, j.ready_at, 'UTC') AS at, j.type, j.tier, count(*) AS n
-  FROM queues_job j CROSS JOIN (VALUES ('minute'), ('hour'), ('day')) AS g (grain)
-  WHERE j.state IN ('accepted', 'processing', 'retrying', 'awaiting_confirmation')
-    AND j.replay_of IS NULL AND NOT j.probe
-  GROUP BY 1, 2, 3, 4
-) AS o WHERE r.grain = o.grain AND r.at = o.at AND r.type = o.type AND r.tier = o.tier;
-INSERT INTO queues_outcomerollup (grain, at, type, tier, window_seconds, ready, in_window, excluded, ended, accepted,
-  duplicates, confirmed, dead, expired, cancelled, replayed, runs, failed, lost, late_evidence, contradictions,
-  superseded)
-SELECT 'total', to_timestamp(0), type, tier, max(window_seconds), sum(ready), sum(in_window), sum(excluded), sum(ended),
-  sum(accepted), sum(duplicates), sum(confirmed), sum(dead), sum(expired), sum(cancelled), sum(replayed), sum(runs),
-  sum(failed), sum(lost), sum(late_evidence), sum(contradictions), sum(superseded)
-FROM queues_outcomerollup WHERE grain = 'day' GROUP BY type, tier;
-INSERT INTO queues_outcomebuckets (grain, type, at, tier, measure, counts)
-SELECT grain, type, at, tier, measure, jsonb_object_agg(bucket, n) FROM (
-  SELECT g.grain, coalesce(h.type, '') AS type, g.at, h.tier, h.measure, h.bucket, sum(h.n) AS n
-  FROM queues_outcomehistogram h
-  CROSS JOIN LATERAL (SELECT h.grain, h.at UNION ALL SELECT 'total', to_timestamp(0) WHERE h.grain = 'day') AS g
-  GROUP BY GROUPING SETS ((g.grain, h.type, g.at, h.tier, h.measure, h.bucket),
-    (g.grain, g.at, h.tier, h.measure, h.bucket))) AS sums
-GROUP BY 1, 2, 3, 4, 5;
-"""
-EMPTY = "DELETE FROM queues_outcomerollup WHERE grain = 'total';"
-
 MERGE = """
 -- Two histograms as one.
 CREATE FUNCTION jobs_merge_counts(a jsonb, b jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -158,7 +128,6 @@ class Migration(migrations.Migration):
         migrations.SeparateDatabaseAndState(state_operations=[migrations.DeleteModel(name="OutcomeHistogram")]),
         migrations.AddIndex(model_name="auditentry", index=models.Index(fields=["at"], name="audit_by_time")),
         migrations.RunSQL(MERGE, "DROP FUNCTION jobs_merge_counts(jsonb, jsonb);"),
-        migrations.RunSQL(FILL, EMPTY),
         # Last: a fold takes its tables in this order.
         migrations.AddField(
             model_name="boardversion",

@@ -122,9 +122,9 @@ class Stage:
             self.sent[name] = {job_id: was for job_id, was in sent.items() if was[0] > horizon}
 
     def _fresh(self, name: str, rows: Sequence[Due], messages: int) -> list[Due]:
-        """Return rows that no hint of ours is out for; a later due time means that the job came back."""
+        """Return rows that no hint of ours is out for; another due time means that the job came back."""
         sent = self.sent.setdefault(name, {})
-        fresh = [row for row in rows if (was := sent.get(row.id)) is None or was[1] < row.due_at]
+        fresh = [row for row in rows if (was := sent.get(row.id)) is None or was[1] != row.due_at]
         # What we sent and do not see was claimed; or newer work of a higher priority hides it, and then a second hint
         # for it is sent later and finds nothing to do.
         waiting = {row.id for row in rows}

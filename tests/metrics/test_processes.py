@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,3 +170,21 @@ def test_workers_and_schedulers_count_no_requests() -> None:
         [sys.executable, "-c", code], env={**os.environ, "DJANGO_SETTINGS_MODULE": "jobsboard.settings"}
     )
     assert done.returncode == 0
+
+
+@pytest.mark.django_db
+def test_without_its_directory_or_disk_space_jobs_are_still_counted(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 8: what tells of trouble does not depend on a temporary directory."""
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    client = Client(raise_request_exception=False)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert client.get("/metrics", headers=BEARER).status_code == 200
+    shutil.rmtree(shared)
+    answer = client.get("/metrics", headers=BEARER)
+    assert answer.status_code == 200
+    assert b"jobsboard_up 1.0" in answer.content

@@ -288,3 +288,13 @@ def test_a_superseded_run_confirms_the_replay_of_its_job() -> None:
     assert get(child).state == "confirmed"
     assert stale(runs[other], "mail-1") is Applied.LATE
     assert get(stranger).state == "accepted"
+
+
+def test_a_replay_of_what_was_rejected_may_get_another_reference() -> None:
+    contract(success="callback")
+    job_id = one()
+    hand_over(begin(job_id), "a")
+    assert reject(job_id) is Applied.REJECTED
+    child = replay(job_id)
+    hand_over(begin(child), "b")
+    assert kinds(job_id, child) == []

@@ -30,6 +30,7 @@ MINUTE: Final = dt.timedelta(minutes=1)
 KINDS: Final[dict[str, dict[str, Any]]] = {
     "a.reference": {"tier_id": 1, "success": "reference", "window_seconds": 60, "max_age_seconds": 7200},
     "b.callback": {"tier_id": 2, "success": "callback", "window_seconds": 1800, "max_age_seconds": 40_000},
+    "d.slow": {"tier_id": 2, "success": "callback", "window_seconds": 432_000, "max_age_seconds": 500_000},
     "c.return": {"tier_id": 3, "window_seconds": 7200, "max_age_seconds": 90_000, "on_stale": "dead"},
 }
 _LOOK: Final = """
@@ -203,7 +204,7 @@ class World:
 
     def _end(self, run: Run) -> End:
         chosen = self.draw.random()
-        verdict = Verdict.AWAITING if run.type == "b.callback" else Verdict.CONFIRMED
+        verdict = Verdict.AWAITING if run.type in ("b.callback", "d.slow") else Verdict.CONFIRMED
         end: dict[str, Any] = {"id": run.id, "fence": run.fence, "seconds": self.draw.lognormvariate(0, 2)}
         if chosen < 0.1:
             return End(**end, verdict=Verdict.RELEASED)

@@ -19,7 +19,18 @@ from queues.outcomes import Span, causes
 from queues.outcomes.causes import Cause, Why, change_of, explain_job, explain_type, facts, words
 from queues.outcomes.causes.checks import judge
 from queues.states import JobState, Reason
-from tests.factories import accept, claim, confirmed, fold_all, lose_lease, make_job, make_type, set_columns, sql
+from tests.factories import (
+    accept,
+    assignments,
+    claim,
+    confirmed,
+    fold_all,
+    lose_lease,
+    make_job,
+    make_type,
+    set_columns,
+    sql,
+)
 
 CAUSE, UNKNOWN, NOT = causes.Verdict.CAUSE, causes.Verdict.UNKNOWN, causes.Verdict.NOT_A_CAUSE
 NAME = "mail.send"
@@ -68,6 +79,22 @@ def codes(why: Why, verdict: causes.Verdict = CAUSE) -> list[str]:
 def one(why: Why, code: str) -> Cause:
     (found,) = [cause for cause in why.causes if cause.code == code]
     return found
+
+
+@pytest.mark.django_db
+def test_a_pause_is_named_behind_many_that_await_their_proof() -> None:
+    """The oldest open jobs are looked at; those that the pause holds may all be younger."""
+    make_type(NAME, success="callback", confirm_within_seconds=86_400)
+    machines("tier2")
+    accept(facts.LOOK_AT_MOST, kind=NAME)
+    sql("UPDATE queues_job SET ready_at = jobs_now() - interval '20 min'")
+    for state in (JobState.PROCESSING, JobState.AWAITING_CONFIRMATION):
+        sql(f"UPDATE queues_job SET {assignments(state)}")
+    sql("UPDATE queues_statecount SET state = 'awaiting_confirmation'")
+    sql("UPDATE queues_outcomedelta SET measure = 'open.awaiting_confirmation' WHERE measure = 'open.accepted'")
+    overdue(*accept(50, kind=NAME))
+    set_switch(NAME, actor="jane", reason="the provider asked for it", paused=True)
+    assert next(cause.verdict for cause in of_type().causes if cause.code == "paused") == CAUSE
 
 
 @pytest.mark.django_db

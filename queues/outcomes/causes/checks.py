@@ -131,7 +131,7 @@ def no_worker(on: Machine, held: Held) -> Cause:
             evidence={"queue": on.queue, "slots": pool.slots, "busy": pool.busy, "processes": pool.processes},
         )
     others = sorted(on.processes.pools)
-    seen = f"Live workers consume {', '.join(others)}." if others else "No worker reports at all."
+    seen = "There are live workers of other queues." if others else "No worker reports at all."
     return Cause(
         code="no_worker",
         verdict=Verdict.CAUSE if held.n else Verdict.NOT_A_CAUSE,

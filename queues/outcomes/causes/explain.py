@@ -59,6 +59,7 @@ def explain_type(
         open=OpenJobs() if past else rows.open_jobs(name, tiers=_tiers(board, name)),
         past=past,
         others_waiting=_others_waiting(board, name),
+        waiting=board.count(*WAITING, name=name),
     )
     if facts.state in ("late", "overdue"):
         if stages is None:

@@ -24,7 +24,8 @@ def why_late(facts: TypeFacts) -> Why:
     if facts.past:
         then = [cause for check in CHECKS if facts.broken and (cause := check(facts, False)) is not None]
         return Why(state=facts.state, sentence=_sentence(facts), causes=ranked(then), as_of=on.situation.as_of)
-    waiting = sum(facts.open.of(state).n for state in ("accepted", "retrying"))
+    seen = sum(facts.open.of(state).n for state in ("accepted", "retrying"))
+    waiting = max(seen, facts.waiting - facts.open.scheduled)
     stopped = checks.stops(on, Held(n=min(waiting, LOOK_AT_MOST), share=facts.of_open("accepted", "retrying")))
     if facts.state in ("late", "overdue"):
         hard = any(one.verdict == Verdict.CAUSE and one.rank == STOP for one in stopped)

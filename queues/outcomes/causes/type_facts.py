@@ -33,7 +33,8 @@ class TypeFacts:
     """Everything that the verdicts about a type rest on.
 
     `total`: over the span; `bad`: since the ratio fell below its target, the whole span where it recovered.
-    `others_waiting`: jobs of other types that wait for the same queue, as far as folded. `past`: the span has ended, so
+    `waiting`: jobs that wait for a run, and `others_waiting` those of other types for the same queue, as far as folded;
+    of the oldest open jobs, which `open` counts, none may be one of them. `past`: the span has ended, so
     how things stand now explains nothing.
     """
 
@@ -47,6 +48,7 @@ class TypeFacts:
     stages: Sequence[Stage] = ()
     changes: Sequence[Change] = ()
     others_waiting: int = 0
+    waiting: int = 0
     past: bool = False
 
     @property
