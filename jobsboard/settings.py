@@ -91,7 +91,9 @@ DATABASES: dict[str, dict[str, Any]] = {
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 3,
+            # No statement here is worth the start of another process.
             "options": "-c lock_timeout=3s -c statement_timeout=15s -c idle_in_transaction_session_timeout=30s"
+            " -c max_parallel_workers_per_gather=0"
             " -c timezone=UTC",
         },
     }

@@ -175,14 +175,16 @@ def true_counts() -> dict[str, int]:
     return {state: int(n) for state, n in rows}
 
 
-def put_buckets(name: str, measure: str, counts: Mapping[int, int], *, grain: str = "minute", at: Any = None) -> None:
-    """Add to a histogram of a type in tier 2, now or at a time that is the grain's."""
+def put_buckets(
+    name: str, measure: str, counts: Mapping[int, int], *, grain: str = "minute", at: Any = None, tier: int = 2
+) -> None:
+    """Add to a histogram of a type, now or at a time that is the grain's."""
     sql(
         "INSERT INTO queues_outcomebuckets AS r (grain, type, at, tier, measure, counts)"
-        " VALUES (%s, %s, coalesce(%s, date_trunc(%s, jobs_now())), 2, %s, %s)"
+        " VALUES (%s, %s, coalesce(%s, date_trunc(%s, jobs_now())), %s, %s, %s)"
         " ON CONFLICT (grain, type, at, tier, measure)"
         " DO UPDATE SET counts = jobs_merge_counts(r.counts, excluded.counts)",
-        grain, name, at, grain, measure, json.dumps(counts),
+        grain, name, at, grain, tier, measure, json.dumps(counts),
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ SELECT * FROM (
   SELECT {at} AS at, type, tier, sum({n})::bigint AS n FROM queues_job WHERE {which} GROUP BY 1, 2, 3) AS t
 WHERE true {bounds}
 """
-# Type "" stands for all types together.
+# Type "" stands for all types of a tier together, and with tier 0 for all of them.
 _SAID_BUCKET = """
 SELECT at, type, tier, c.bucket::smallint AS bucket, c.n::bigint AS n
 FROM queues_outcomebuckets CROSS JOIN LATERAL jsonb_each_text(counts) AS c (bucket, n)
@@ -40,9 +40,9 @@ WHERE grain = '{grain}' AND measure = '{name}' {bounds}
 """
 _TRUE_BUCKET = """
 SELECT * FROM (
-  SELECT {at} AS at, coalesce(type, '') AS type, tier, bucket, count(*) AS n
+  SELECT {at} AS at, coalesce(type, '') AS type, coalesce(j.tier, 0)::smallint AS tier, bucket, count(*) AS n
   FROM (SELECT *, ({bucket})::smallint AS bucket FROM queues_job WHERE {which}) AS j
-  GROUP BY GROUPING SETS ((1, type, tier, bucket), (1, tier, bucket))) AS t
+  GROUP BY GROUPING SETS ((1, type, j.tier, bucket), (1, j.tier, bucket), (1, bucket))) AS t
 WHERE true {bounds}
 """
 _SAID_STATE = "SELECT type, tier, state, n FROM queues_statecount WHERE n <> 0"

@@ -143,11 +143,11 @@ def get_outcomes(request: HttpRequest) -> HttpResponse:
         board = outcomes.board()
         span = spans.read(wanted.since, wanted.until, board=board, hours=DEFAULT_HOURS)
         names = _names(wanted.type, board, key)
-        flow = outcomes.flow(span, names=names)
+        flow = outcomes.flow(span, names=names, together=True)
         lags, _ = outcomes.lag_slots(span, tier=tier, names=names)
         known = {pair: n for pair, n in board.counts.items() if tier in (None, pair[0]) and _has(names, pair[1])}
         oldest = outcomes.oldest_open(pair for pair, found in known.items() if any(map(found.get, OPEN)))
-        measured = outcomes.times(span, names=names)
+        measured = outcomes.times(span, tier=tier, names=names)
     total = flow.total(tier=tier)
     depth: dict[str, int] = {
         state: sum(found.get(state, 0) for found in known.values()) for state in (*OPEN, JobState.DEAD)
@@ -162,10 +162,10 @@ def get_outcomes(request: HttpRequest) -> HttpResponse:
             "tier": tier,
             "target_ratio": _target(wanted, board),
             **_counted(total),
-            **_measured(total, measured, tier=tier, now=depth),
+            **_measured(total, measured, now=depth),
             # While a release before this one ends jobs, nobody counts that they ended.
             "late_open": min(total.open_late, sum(depth[state] for state in OPEN)),
-            "lag_seconds": asdict(measured.of("lag", tier=tier)),
+            "lag_seconds": asdict(measured.of("lag")),
             # A job whose time has not come is not old.
             "oldest_open_seconds": waited if waited >= 0 else None,
             "depth": depth,
@@ -224,16 +224,16 @@ def _counted(total: Counts) -> dict[str, Any]:
     }
 
 
-def _measured(total: Counts, measured: Times, *, tier: int | None, now: Mapping[str, int]) -> dict[str, Any]:
-    stages = {stage.name: stage for stage in measured.stages(tier=tier)}
-    dead = measured.dead_by_reason(tier=tier)
+def _measured(total: Counts, measured: Times, *, now: Mapping[str, int]) -> dict[str, Any]:
+    stages = {stage.name: stage for stage in measured.stages()}
+    dead = measured.dead_by_reason()
     stale = total.expired + dead.get(Reason.STALE, 0)
     return {
         "dead_by_reason": dead,
         "stale": stale,
         "stale_ratio": stale / total.settled if total.settled else None,
-        "wait_seconds": asdict(measured.of("wait", tier=tier)),
-        "run_seconds": asdict(measured.of("run", tier=tier)),
+        "wait_seconds": asdict(measured.of("wait")),
+        "run_seconds": asdict(measured.of("run")),
         "stages": {
             name: {
                 "seconds": stages[name].seconds,

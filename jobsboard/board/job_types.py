@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import reverse
@@ -59,7 +60,10 @@ def job_types(request: HttpRequest) -> HttpResponse:
     chosen = chosen_range(params, now=board.now, folded_at=board.folded_at)
     tier = params.choice("tier", {str(number) for number in board.tiers})
     show = params.choice("show", _SHOW)
-    lines = summary.type_lines(summary.read(board, chosen.span))
+    numbers = summary.read(board, chosen.span)
+    lines = summary.type_lines(numbers)
+    number = int(tier) if tier else None
+    times = outcomes.times(chosen.span, tier=number)
     shown = [
         line
         for line in lines
@@ -76,6 +80,10 @@ def job_types(request: HttpRequest) -> HttpResponse:
         "all_types": len(lines),
         "verdict": _late_words(late, len(lines)),
         "worst": late[0] if late else None,
+        "stages": rates.stage_lines(times, board, tier=number),
+        "rates": rates.rate_lines(numbers.flow.total(tier=number), times),
+        "of": f"Tier {number}" if number else "All tiers",
+        "stage_query": f"&tier={number}" if number else "",
         "notes": params.notes,
         "keep": chosen.given,
         "filters": [
@@ -158,6 +166,7 @@ def _numbers(request: HttpRequest, known: TypeNow, span: Span, versions: Sequenc
         "dead": board.count("dead", name=known.name),
         "open": board.count(*OPEN, name=known.name),
         "stages": rates.stage_lines(times, board, name=known.name, window=known.window_seconds),
+        "stage_query": "&" + urlencode({"type": known.name}),
         "rates": rates.rate_lines(total, times, retry_budget=known.retry_budget),
         "oldest": oldest,
         "lag_chart": charts.lag_chart(

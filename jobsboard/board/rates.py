@@ -42,8 +42,10 @@ class RateLine:
     bad: bool = False
 
 
-def stage_lines(times: Times, board: Board, *, name: str, window: float) -> list[StageLine]:
-    """Return the stages in the order of a job's life."""
+def stage_lines(
+    times: Times, board: Board, *, tier: int | None = None, name: str | None = None, window: float | None = None
+) -> list[StageLine]:
+    """Return the stages in the order of a job's life, of a type, a tier or all."""
     lines = []
     for stage in times.stages():
         state, label = STAGES[stage.name]
@@ -52,21 +54,22 @@ def stage_lines(times: Times, board: Board, *, name: str, window: float) -> list
                 state=state.value,
                 label=label,
                 p95=stage.p95,
-                late=stage.p95 is not None and stage.p95 > window,
+                late=stage.p95 is not None and window is not None and stage.p95 > window,
                 share=stage.share,
-                now=board.count(state, name=name),
+                now=board.count(state, tier=tier, name=name),
             )
         )
     return lines
 
 
-def rate_lines(total: Counts, times: Times, *, retry_budget: float) -> list[RateLine]:
+def rate_lines(total: Counts, times: Times, *, retry_budget: float | None = None) -> list[RateLine]:
     """Return what became of the jobs of a range: each rate with what it is of; no data is said so."""
     dead = times.dead_by_reason()
     reasons = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in list(dead.items())[:3])
     stale = total.expired + dead.get(Reason.STALE, 0)
     pressure = total.retry_pressure
-    heavy = pressure is not None and pressure > retry_budget and total.runs >= ENOUGH_RUNS
+    heavy = pressure is not None and retry_budget is not None and pressure > retry_budget
+    budget = f", budget {share(retry_budget)}" if retry_budget is not None else ""
     return [
         RateLine(
             name="Confirmed late", value=_of(total.late_rate), of=f"{total.late:,} of {total.confirmed:,} confirmed"
@@ -90,8 +93,8 @@ def rate_lines(total: Counts, times: Times, *, retry_budget: float) -> list[Rate
         RateLine(
             name="Retry pressure",
             value=_of(pressure),
-            of=f"{total.retries:,} of {total.runs:,} runs, budget {share(retry_budget)}",
-            bad=heavy,
+            of=f"{total.retries:,} of {total.runs:,} runs{budget}",
+            bad=heavy and total.runs >= ENOUGH_RUNS,
         ),
         RateLine(name="Wait for a worker", value=_typical(times.of("wait")), of="due to started"),
         RateLine(name="Run time", value=_typical(times.of("run")), of="of one body"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -22,6 +22,7 @@ Pair = tuple[int, str]
 _Key = TypeVar("_Key", bound=tuple[object, ...])
 PREFIX: Final = "jobsboard_"
 _PAIR: Final = ("tier", "type")
+_HOUR: Final = 3600
 
 _ROUND_SECONDS: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 10_800, 43_200,
@@ -75,7 +76,10 @@ def read() -> Snapshot:
     return Snapshot(
         board=board,
         totals=outcomes.totals(),
-        hour=outcomes.flow(outcomes.Span.of("1h", now=board.now, folded_at=board.folded_at)),
+        # In one piece: only its sums are said.
+        hour=outcomes.flow(
+            replace(outcomes.Span.of("1h", now=board.now, folded_at=board.folded_at), slot_seconds=_HOUR)
+        ),
         oldest={
             pair: max((board.now - since).total_seconds(), 0.0)
             for pair, since in outcomes.oldest_open(open_pairs).items()
@@ -164,11 +168,22 @@ def _histograms(seen: Snapshot) -> Iterator[Metric]:
         for pair in seen.pairs:
             found = seen.totals.times.histograms.get(pair, {}).get(measure, {})
             total = sum(found.values())
-            # Cumulative, from a dozen or so buckets of ours each.
-            below = [(_le(edge), sum(n for bucket, n in found.items() if bucket <= edge)) for edge in EDGES]
+            below = [(_le(edge), n) for edge, n in zip(EDGES, _below(found), strict=True)]
             seconds = sum(histogram.value_of(bucket) * n for bucket, n in found.items())
             made.add_metric(_texts(pair), [*below, ("+Inf", total)], seconds)
         yield made
+
+
+def _below(found: Mapping[int, int]) -> Iterator[int]:
+    """Return how many are at or below each edge."""
+    buckets = iter([*sorted(found.items()), (EDGES[-1] + 1, 0)])
+    bucket, n = next(buckets)
+    total = 0
+    for edge in EDGES:
+        while bucket <= edge:
+            total += n
+            bucket, n = next(buckets)
+        yield total
 
 
 def _now(seen: Snapshot) -> Iterator[Metric]:

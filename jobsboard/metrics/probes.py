@@ -25,17 +25,21 @@ LIMBO_AT_MOST: Final = 1_000
 LIMBO_SECONDS: Final = 30
 
 # Index job_open, oldest first: the rank from the oldest is what a quantile of ages costs. Running jobs are not in it.
+# Each stretch is read once, not again for each rank.
 _AGES: Final = """
-SELECT w.tier, w.type, j.rank, greatest(extract(epoch FROM jobs_now() - j.ready_at), 0)::float8
-FROM unnest(%(tiers)s::smallint[], %(types)s::text[], %(look)s::integer[]) AS w (tier, type, look)
-CROSS JOIN LATERAL (
-  SELECT ready_at, row_number() OVER (ORDER BY ready_at) AS rank FROM (
-    SELECT ready_at FROM queues_job
-    WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation') AND tier = w.tier AND type = w.type
-    ORDER BY ready_at LIMIT w.look) AS oldest
-) AS j
-JOIN unnest(%(of_tier)s::smallint[], %(of_type)s::text[], %(ranks)s::integer[]) AS r (tier, type, rank)
-  ON r.tier = w.tier AND r.type = w.type AND r.rank = j.rank
+WITH ranked AS MATERIALIZED (
+  SELECT w.tier, w.type, j.rank, j.ready_at
+  FROM unnest(%(tiers)s::smallint[], %(types)s::text[], %(look)s::integer[]) AS w (tier, type, look)
+  CROSS JOIN LATERAL (
+    SELECT ready_at, row_number() OVER (ORDER BY ready_at) AS rank FROM (
+      SELECT ready_at FROM queues_job
+      WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation') AND tier = w.tier AND type = w.type
+      ORDER BY ready_at LIMIT w.look) AS oldest
+  ) AS j
+)
+SELECT tier, type, rank, greatest(extract(epoch FROM jobs_now() - ready_at), 0)::float8
+FROM ranked JOIN unnest(%(of_tier)s::smallint[], %(of_type)s::text[], %(ranks)s::integer[]) AS r (tier, type, rank)
+  USING (tier, type, rank)
 """
 
 # Indexes job_lease, job_awaiting and job_expiry.

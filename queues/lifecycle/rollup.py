@@ -38,8 +38,9 @@ WITH taken AS MATERIALIZED (
 ), buckets AS (
   INSERT INTO queues_outcomebuckets AS r (grain, type, at, tier, measure, counts)
   SELECT grain, type, at, tier, measure, jsonb_object_agg(bucket, n) FROM (
-    SELECT grain, coalesce(type, '') AS type, at, tier, measure, bucket, sum(n) AS n FROM timed WHERE bucket >= 0
-    GROUP BY GROUPING SETS ((grain, type, at, tier, measure, bucket), (grain, at, tier, measure, bucket))) AS sums
+    SELECT grain, coalesce(type, '') AS type, at, coalesce(tier, 0) AS tier, measure, bucket, sum(n) AS n
+    FROM timed WHERE bucket >= 0
+    GROUP BY grain, at, measure, bucket, GROUPING SETS ((type, tier), (tier), ())) AS sums
   GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
   ON CONFLICT (grain, type, at, tier, measure) DO UPDATE SET counts = jobs_merge_counts(r.counts, excluded.counts)
 ), sums AS (

@@ -44,11 +44,10 @@ SELECT 'total', to_timestamp(0), type, tier, max(window_seconds), sum(ready), su
 FROM queues_outcomerollup WHERE grain = 'day' GROUP BY type, tier;
 INSERT INTO queues_outcomebuckets (grain, type, at, tier, measure, counts)
 SELECT grain, type, at, tier, measure, jsonb_object_agg(bucket, n) FROM (
-  SELECT g.grain, coalesce(h.type, '') AS type, g.at, h.tier, h.measure, h.bucket, sum(h.n) AS n
+  SELECT g.grain, coalesce(h.type, '') AS type, g.at, coalesce(h.tier, 0) AS tier, h.measure, h.bucket, sum(h.n) AS n
   FROM queues_outcomehistogram h
   CROSS JOIN LATERAL (SELECT h.grain, h.at UNION ALL SELECT 'total', to_timestamp(0) WHERE h.grain = 'day') AS g
-  GROUP BY GROUPING SETS ((g.grain, h.type, g.at, h.tier, h.measure, h.bucket),
-    (g.grain, g.at, h.tier, h.measure, h.bucket))) AS sums
+  GROUP BY g.grain, g.at, h.measure, h.bucket, GROUPING SETS ((h.type, h.tier), (h.tier), ())) AS sums
 GROUP BY 1, 2, 3, 4, 5
 ON CONFLICT (grain, type, at, tier, measure)
 DO UPDATE SET counts = jobs_merge_counts(queues_outcomebuckets.counts, excluded.counts);

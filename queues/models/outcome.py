@@ -71,7 +71,8 @@ class OutcomeBuckets(models.Model):
 
     Measures: `lag` (ready to confirmed), and the time that jobs spent in a stage, counted when they left it: `wait`
     (due to started), `run`, `lost` (a run that was given up), `backoff` (failed to due), `await`. Of `dead` a bucket is
-    a reason (`states.REASON_CODES`). Type "" is all types of the tier together.
+    a reason (`states.REASON_CODES`). Type "" is all types of the tier together,
+    and tier 0 with it all of them.
     """
 
     pk = models.CompositePrimaryKey("grain", "type", "at", "tier", "measure")

@@ -68,8 +68,9 @@ WITH day AS (
 ), part (at, type, tier, ready, {", ".join(HAPPENED)}, due, kept, open_late) AS (
   {_part("day", "1 day")} UNION ALL {_part("hour", "1 hour")} UNION ALL {_part("minute", "1 minute")}
 )
-SELECT tier, type, (extract(epoch FROM begun - %(origin)s) / %(slot)s)::integer, {", ".join((*HAPPENED, *_COHORT))}
-FROM (SELECT tier, type, date_bin(make_interval(secs => %(slot)s), at, %(origin)s) AS begun,
+SELECT tier, kind, (extract(epoch FROM begun - %(origin)s) / %(slot)s)::integer, {", ".join((*HAPPENED, *_COHORT))}
+FROM (SELECT tier, CASE WHEN %(together)s THEN '' ELSE type END AS kind,
+    date_bin(make_interval(secs => %(slot)s), at, %(origin)s) AS begun,
     {", ".join(f"sum({name})::bigint AS {name}" for name in (*HAPPENED, *_COHORT))}
   FROM part GROUP BY 1, 2, 3) AS slots
 """  # noqa: S608 (no value is formatted in)
@@ -195,9 +196,11 @@ def types_of(name: str | None, names: Collection[str] | None) -> list[str] | Non
     return [name] if name is not None else None if names is None else sorted(names)
 
 
-def flow(span: Span, *, name: str | None = None, names: Collection[str] | None = None) -> Flow:
-    """Read the counts of a span, of one type, of several, or of all."""
-    params: dict[str, Any] = {**span.cover(slots=True), "types": types_of(name, names)}
+def flow(span: Span, *, name: str | None = None, names: Collection[str] | None = None, together: bool = False) -> Flow:
+    """Read the counts of a span, of one type, of several, or of all; `together` under the one type "", which is less
+    to read.
+    """
+    params: dict[str, Any] = {**span.cover(slots=True), "types": types_of(name, names), "together": together}
     pairs: dict[Pair, dict[int, Counts]] = {}
     with connection.cursor() as cursor:
         cursor.execute(_FLOW, params)

@@ -41,8 +41,8 @@ SELECT (extract(epoch FROM date_bin(make_interval(secs => %(slot)s), at, %(origi
   counts FROM ({_ROWS}) AS r
 """  # noqa: S608 (no value is formatted in)
 _counts: Final = msgspec.json.Decoder(dict[int, int])
-TOGETHER: Final = ""
-"""The type of rows that count all types."""
+TOGETHER: Final = ("", 0)
+"""The type and the tier of rows that count all types, and all tiers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +147,15 @@ def times_of(rows: Iterable[tuple[int, str, str, str]]) -> Times:
 
 
 def times(
-    span: Span, *, names: Collection[str] | None = None, name: str | None = None, measures: Sequence[str] = MEASURES
+    span: Span,
+    *,
+    tier: int | None = None,
+    name: str | None = None,
+    names: Collection[str] | None = None,
+    measures: Sequence[str] = MEASURES,
 ) -> Times:
-    """Read the histograms of a span, of one type, of several, or of all types together (the type is then TOGETHER)."""
-    return times_of(_rows(_SUMMARY, _params(span.cover(slots=False), name, names, measures)))
+    """Read the histograms of a span: of one type or several, each by itself, or of a tier or all, in one."""
+    return times_of(_rows(_SUMMARY, _params(span.cover(slots=False), name, names, measures, tier=tier)))
 
 
 def lag_series(span: Span, *, tier: int | None = None, name: str | None = None) -> list[Percentiles]:
@@ -178,7 +183,9 @@ def _params(
     *,
     tier: int | None = None,
 ) -> dict[str, Any]:
-    types = types_of(name, names) if name is not None or names is not None else [TOGETHER]
+    types = types_of(name, names)
+    if types is None:
+        types, tier = [TOGETHER[0]], TOGETHER[1] if tier is None else tier
     return {**cover, "types": types, "measures": list(measures), "tier": tier}
 
 

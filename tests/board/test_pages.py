@@ -58,7 +58,7 @@ def test_a_person_without_a_role_sees_nothing(client_of: ClientOf, busy: Job) ->
         ("/dlq/", 5),
         ("/dlq/?reason=permanent_error", 5),
         ("/audit/", 5),
-        ("/types/", 7),
+        ("/types/", 8),
         ("/types/mail.send/", 14),
         ("/jobs/{id}/", 8),
         ("/dlq/{id}/", 8),

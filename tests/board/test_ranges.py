@@ -13,10 +13,10 @@ from jobsboard.annotations import Wanted, annotate
 from jobsboard.board import marks, summary
 from jobsboard.board.changes import entries_of
 from jobsboard.board.params import Chosen, Params, chosen_range
-from queues import audit, outcomes
+from queues import audit, lifecycle, outcomes
 from queues.models import Job
 from queues.outcomes import RANGES, Span
-from tests.factories import accept, fold_all, make_type
+from tests.factories import accept, claim, confirmed, fold_all, make_type
 
 NOW = datetime.now(UTC).replace(second=30, microsecond=0)
 PAGES = ["/", "/types/", "/types/mail.send/"]
@@ -203,3 +203,19 @@ def test_what_changed_is_of_the_range() -> None:
     assert [event.word for event in marks.read(over).events] == ["90"]
     assert list(entries_of(over, now=now)) == []
     assert [entry.action for entry in entries_of(Span.of("1h", now=now), now=now)][:1] == ["contract.paused"]
+
+
+@pytest.mark.django_db
+def test_stages_and_rates_of_a_tier_and_of_all(viewer: Client) -> None:
+    """The list of types shows them for the tiers that it shows."""
+    make_type("one.job", tier_id=1)
+    make_type("two.job", tier_id=2)
+    for kind in ("one.job", "two.job", "two.job"):
+        lifecycle.settle([confirmed(run, seconds=2.0) for run in claim(accept(1, kind=kind))])
+    accept(1, kind="two.job")
+    fold_all()
+    for query, runs, of in (("", 3, "All tiers"), ("&tier=2", 2, "Tier 2"), ("&tier=3", 0, "Tier 3")):
+        page = viewer.get(f"/types/?range=1h{query}").text
+        assert f"0 failed, 0 lost, of {runs}" in page
+        assert f"{of}, of jobs that left a stage" in page
+        assert ("?state=accepted&amp;tier=2" in page) == (query == "&tier=2")

@@ -37,9 +37,8 @@ def test_each_grain_is_kept_as_long_as_it_is_read(monkeypatch: pytest.MonkeyPatc
         rounds += 1
     assert rounds > 3
     assert kept("outcomerollup") == {"minute": 2, "hour": 5, "day": 7, "total": 1}
-    assert kept("outcomebuckets") == {grain: 2 * n for grain, n in kept("outcomerollup").items()}, (
-        "and all types together"
-    )
+    thrice = {grain: 3 * n for grain, n in kept("outcomerollup").items()}
+    assert kept("outcomebuckets") == thrice, "of the type, of its tier, of all"
     assert sql("SELECT confirmed FROM queues_outcomerollup WHERE grain = 'total'") == [(8,)]
 
 

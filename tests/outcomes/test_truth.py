@@ -53,6 +53,11 @@ def check(world: World) -> None:
             assert total == outcomes.add(flow.series(tier=tier, name=kind))
         assert told_buckets(times) == +buckets, span
         lag = {bucket: n for bucket, n in lag_of(buckets).items() if n}
+        for tier in (1, 2, 3):
+            assert outcomes.times(span, tier=tier).merged(outcomes.MEASURES) == times.merged(
+                outcomes.MEASURES, tier=tier
+            )
+            assert outcomes.lag_slots(span, tier=tier)[1] == times.of("lag", tier=tier)
         together = outcomes.times(span)
         assert together.merged(outcomes.MEASURES) == times.merged(outcomes.MEASURES)
         assert together.dead_by_reason() == times.dead_by_reason()
