@@ -35,6 +35,7 @@ _RIGHTS: Final = (
     ("queues_job", ("SELECT", "INSERT", "UPDATE")),
     ("queues_dedupekey", ("SELECT", "INSERT", "UPDATE")),
     ("queues_outcomedelta", ("SELECT", "INSERT")),
+    ("queues_suspectedduplicate", ("SELECT", "INSERT")),
     ("queues_auditentry", ("SELECT", "INSERT")),
 )
 """What every process needs; without one of these it would fail later, in the middle of its work."""

@@ -57,7 +57,7 @@ class Stages(BaseModel):
     awaiting: OneStage = Field(description="For the proof.")
 
 
-class Suspected(BaseModel):
+class SuspectedCounts(BaseModel):
     """Signs that something happened twice."""
 
     blind_attempts: int
@@ -119,7 +119,7 @@ class Outcomes(BaseModel):
     oldest_open_seconds: float | None
     depth: dict[str, int] = Field(description="Open jobs by state, now; and `dead`, dead letters that nobody resolved.")
     stages: Stages
-    suspected_duplicate_effects: Suspected
+    suspected_duplicate_effects: SuspectedCounts
     series: list[Slot]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jsonschema
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from pydantic import BaseModel
 
 from queues import broker
 from queues.outcomes import Span
@@ -159,3 +162,25 @@ def test_statements(api: Api) -> None:
     with CaptureQueriesContext(connection) as seen:
         api.get("/outcomes")
     assert len(seen) <= 8, [query["sql"][:80] for query in seen]
+
+
+def test_each_shape_of_the_document_has_a_name_of_its_own() -> None:
+    """Two of one name would be one in the OpenAPI document."""
+    names = Counter(
+        one.__name__
+        for module in list(sys.modules.values())
+        if getattr(module, "__name__", "").startswith("jobsboard.api.")
+        for one in vars(module).values()
+        if isinstance(one, type) and issubclass(one, BaseModel) and one.__module__ == module.__name__
+    )
+    assert len(names) > 20
+    assert [name for name, n in names.items() if n > 1] == []
+
+
+def test_the_answer_has_the_shape_of_the_document(api: Api, world: World) -> None:
+    """With data and without."""
+    document = api.get("/openapi.json").json()
+    shape = {"$ref": "#/components/schemas/Outcomes", "components": document["components"]}
+    reader = jsonschema.Draft202012Validator(shape)
+    for query in ({}, {"type": "billing.strict"}, {"since": (world.now - dt.timedelta(hours=30)).isoformat()}):
+        assert [error.message for error in reader.iter_errors(api.get("/outcomes", **query).json())] == []
