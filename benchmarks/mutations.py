@@ -39,8 +39,8 @@ MUTATIONS: Final = (
         (
             (
                 "queues/outcomes/flow.py",
-                '+ make_interval(secs => window_seconds) <= %(judged)s"',
-                '<= %(judged)s"',
+                '+ make_interval(secs => {row}window_seconds) <= {judged}"',
+                '<= {judged}"',
             ),
         ),
     ),

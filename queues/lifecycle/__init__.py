@@ -20,13 +20,13 @@ from queues.lifecycle.claim import (
 from queues.lifecycle.confirm import Applied, Proof, Proven, confirm
 from queues.lifecycle.prune import STAY_MOST, Look, Swap, prunable_days, prune_callbacks, prune_day, swap_day
 from queues.lifecycle.resolve import Cancelled, Edit, cancel, close_dead_letters, replay, retry_now
-from queues.lifecycle.rollup import COUNTS, fold, forget_rollups, forget_suspected, touch_board
+from queues.lifecycle.rollup import fold, forget_rollups, forget_suspected, touch_board
 from queues.lifecycle.settle import End, Verdict, count_superseded, settle
 from queues.lifecycle.steps import find_step, keep_step, set_progress
 from queues.lifecycle.sweep import expire, give_up_waiting, lost, overdue, rescue, stale
 
 __all__ = [
-    "COUNTS", "STAY_MOST", "Accepted",
+    "STAY_MOST", "Accepted",
     "Applied", "Cancelled", "CheckEnd", "Due", "DueCheck", "Edit", "End", "Holder", "Look",
     "NewJob", "Proof", "Proven", "Run", "RunInfo", "Swap", "Verdict", "asked_checks", "cancel", "cancelled", "claim",
     "claim_checks", "claimed_by", "close_dead_letters", "confirm", "count_duplicates", "count_superseded",

@@ -2,13 +2,13 @@
 
 from queues.lifecycle.sql import execute, transition
 
-COUNTS = (
+_COUNTS = (
     "ready", "in_window", "excluded", "ended", "accepted", "duplicates", "confirmed", "late", "dead", "expired",
     "cancelled", "replayed", "runs", "retries", "failed", "lost", "late_evidence", "contradictions", "superseded",
     "blind_attempts", "second_references", "confirmed_after_rejection",
 )  # fmt: skip
-_SUMS = ", ".join(f"coalesce(sum(n) FILTER (WHERE measure = '{c}' AND bucket < 0), 0) AS {c}" for c in COUNTS)
-_ADDS = ", ".join(f"{c} = r.{c} + excluded.{c}" for c in COUNTS)
+_SUMS = ", ".join(f"coalesce(sum(n) FILTER (WHERE measure = '{c}' AND bucket < 0), 0) AS {c}" for c in _COUNTS)
+_ADDS = ", ".join(f"{c} = r.{c} + excluded.{c}" for c in _COUNTS)
 
 # Complete is a fold that took all that its snapshot shows: not what another folder has, whose work is not committed.
 # The time of the last complete one is written every few seconds while nothing happens: pages and metrics judge windows
@@ -29,7 +29,7 @@ WITH taken AS MATERIALIZED (
   GROUP BY 1, 2, 3 HAVING sum(n) <> 0 ORDER BY 1, 2, 3
   ON CONFLICT (type, tier, state) DO UPDATE SET n = r.n + excluded.n
 ), counts AS (
-  INSERT INTO queues_outcomerollup AS r (grain, at, type, tier, window_seconds, window_least, {", ".join(COUNTS)})
+  INSERT INTO queues_outcomerollup AS r (grain, at, type, tier, window_seconds, window_least, {", ".join(_COUNTS)})
   SELECT grain, at, type, tier, max(window_seconds), coalesce(min(nullif(window_seconds, 0)), 0), {_SUMS} FROM timed
   GROUP BY grain, at, type, tier HAVING bool_or(bucket < 0) ORDER BY grain, at, type, tier
   ON CONFLICT (grain, at, type, tier) DO UPDATE

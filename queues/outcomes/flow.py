@@ -23,13 +23,15 @@ _ROW: Final = f"{COLUMNS}, ready, {', '.join(HAPPENED)}"
 OF_TYPES: Final = "(%(types)s::text[] IS NULL OR type = ANY(%(types)s::text[]))"
 
 
-def passed(length: str) -> str:
-    """Return SQL: the windows of a cohort of this length have passed, all of them."""
-    return f"at + interval '{length}' + make_interval(secs => window_seconds) <= %(judged)s"
+def passed(length: str, *, row: str = "", judged: str = "%(judged)s") -> str:
+    """Return SQL: the windows of a cohort of this length have passed, all of them. `row`: how its columns are named."""
+    return f"{row}at + interval '{length}' + make_interval(secs => {row}window_seconds) <= {judged}"
 
 
-MAY_HAVE_PASSED: Final = "ready > 0 AND at + interval '1 minute' + make_interval(secs => window_least) <= %(judged)s"
-"""SQL: of a longer cohort, the windows of some of its minutes may have passed."""
+def may_have_passed(*, row: str = "", judged: str = "%(judged)s") -> str:
+    """Return SQL: of a longer cohort, the windows of some of its minutes may have passed."""
+    least = f"make_interval(secs => {row}window_least)"
+    return f"{row}ready > 0 AND {row}at + interval '1 minute' + {least} <= {judged}"
 
 
 def _inside(outer: str, grain: str, length: str) -> str:
@@ -40,8 +42,8 @@ def _inside(outer: str, grain: str, length: str) -> str:
   SELECT r.*, false FROM {outer} o CROSS JOIN LATERAL (
     SELECT {_ROW} FROM queues_outcomerollup i WHERE i.grain = '{grain}' AND i.at >= o.at
       AND i.at < o.at + interval '{length}' AND i.type = o.type AND i.tier = o.tier OFFSET 0) AS r
-  WHERE NOT ({passed(length).replace("at +", "o.at +").replace("window_", "o.window_")})
-    AND {MAY_HAVE_PASSED.replace("ready", "o.ready").replace("at +", "o.at +").replace("window_", "o.window_")}"""
+  WHERE NOT ({passed(length, row="o.")})
+    AND {may_have_passed(row="o.")}"""
 
 
 def _part(source: str, length: str) -> str:

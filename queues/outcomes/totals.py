@@ -8,7 +8,7 @@ from typing import Final
 
 from django.db import connection
 
-from queues.outcomes.flow import COLUMNS, HAPPENED, MAY_HAVE_PASSED, Counts, passed
+from queues.outcomes.flow import COLUMNS, HAPPENED, Counts, may_have_passed, passed
 from queues.outcomes.times import Times, times_of
 
 Pair = tuple[int, str]
@@ -42,13 +42,10 @@ SELECT (SELECT now FROM clock), (SELECT folded_at FROM clock), jsonb_agg(jsonb_b
   greatest(e.ready - e.excluded - coalesce(l.due, 0), 0), greatest(e.in_window - coalesce(l.kept, 0), 0)))
 FROM every e LEFT JOIN less l ON l.type = e.type AND l.tier = e.tier
 """.format(
-    hour_passed=passed("1 hour").replace("%(judged)s", "judged"),
-    minute_passed=passed("1 minute").replace("%(judged)s", "clock.judged"),
-    may=MAY_HAVE_PASSED.replace("%(judged)s", "judged"),
-    may_h=MAY_HAVE_PASSED.replace("%(judged)s", "judged")
-    .replace("ready", "h.ready")
-    .replace("at +", "h.at +")
-    .replace("window_", "h.window_"),
+    hour_passed=passed("1 hour", judged="judged"),
+    minute_passed=passed("1 minute", judged="clock.judged"),
+    may=may_have_passed(judged="judged"),
+    may_h=may_have_passed(row="h.", judged="judged"),
 )  # noqa: S608 (no value is formatted in)
 
 _HISTOGRAMS: Final = """
