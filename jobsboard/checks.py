@@ -158,6 +158,8 @@ def _secrets() -> list[CheckMessage]:
         " OR callback_secret_old IS NOT NULL)"
     ):
         closed += sum(not _opens(one) for one in sealed if one is not None)
+    if _rows("SELECT to_regclass('jobsboard_webhookendpoint')") != [(None,)]:
+        closed += sum(not _opens(one) for keeper in secrets_box.keepers() for one in keeper.sealed())
     if not closed:
         return []
     noun = "secret" if closed == 1 else "secrets"

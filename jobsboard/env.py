@@ -80,6 +80,16 @@ def networks(name: str) -> list[str]:
     return words(name)
 
 
+def ports(name: str, default: str) -> frozenset[int] | None:
+    """Read a comma-separated list of ports; None, written as *, is any port."""
+    items = words(name) or [default]
+    if items == ["*"]:
+        return None
+    if not all(item.isascii() and item.isdigit() and len(item) <= 5 and 0 < int(item) <= 65535 for item in items):
+        raise Mistake(f"{name} must be port numbers from 1 to 65535, separated by commas, or * for any.")
+    return frozenset(map(int, items))
+
+
 def secret_key(*, debug: bool) -> str:
     """Read SECRET_KEY and refuse what anybody could guess."""
     value = text("SECRET_KEY")

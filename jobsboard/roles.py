@@ -14,7 +14,9 @@ from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, Group
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponseBase
 
-Action = Literal["view", "see_payload", "act", "edit_contract", "reveal", "manage_keys"]
+Action = Literal[
+    "view", "see_payload", "act", "edit_contract", "edit_rules", "reveal", "manage_keys", "manage_endpoints"
+]
 
 
 class Role(IntEnum):
@@ -26,7 +28,7 @@ class Role(IntEnum):
     OPERATOR = 2
     """Also sees the redacted payload; cancels, replays, pauses, silences."""
     OWNER = 3
-    """Also edits contracts and reveals redacted values (with a reason, audited)."""
+    """Also edits contracts and alert rules, and reveals redacted values (with a reason, audited)."""
     ADMIN = 4
     """Also keys, endpoints, users, forced replays."""
 
@@ -36,8 +38,10 @@ _NEEDS: Final[dict[Action, Role]] = {
     "see_payload": Role.OPERATOR,
     "act": Role.OPERATOR,
     "edit_contract": Role.OWNER,
+    "edit_rules": Role.OWNER,
     "reveal": Role.OWNER,
     "manage_keys": Role.ADMIN,
+    "manage_endpoints": Role.ADMIN,
 }
 _BY_GROUP: Final = {role.name.lower(): role for role in Role if role}
 

@@ -141,6 +141,8 @@ def replay_job(
 
 
 def _why_not_replayed(job: Job, *, other_key: bool) -> NotReplayable:
+    if job.probe:
+        return NotReplayable("not_replayable", "the job is a probe; the next one is sent by itself")
     if job.state not in REPLAYABLE:
         return NotReplayable(
             "not_replayable", f"the job is {job.state}; only dead, expired and cancelled ones are replayed"

@@ -107,8 +107,12 @@ FIELDSETS: Final = (
         "",
         ("priority_default", ("soft_limit_seconds", "hard_limit_seconds"), ("concurrency", "group_concurrency"),
          ("rate_per_second", "rate_burst", "group_rate_per_second"), ("ordered", "ordered_on_failure"),
-         ("overlap", "overlap_seconds"), ("deferrable", "dependency"), ("batch_size", "canary_ratio"),
-         "probe_every_seconds"),
+         ("overlap", "overlap_seconds"), ("deferrable", "dependency"), ("batch_size", "canary_ratio")),
+    ),
+    (
+        "Probe",
+        "A job of ours now and then, through the whole path: it tells whether the path works while no other job runs.",
+        ("probe_every_seconds", "probe_payload"),
     ),
     ("Data", "", ("max_payload_bytes", "schema", "redact", ("keep_confirmed_days", "keep_other_days"))),
     (

@@ -95,6 +95,7 @@ CURRENT: Final = frozenset(
         "max_payload_bytes",
         "redact",
         "probe_every_seconds",
+        "probe_payload",
     }
 )
 """A change of these reaches jobs that wait already; they are in every revision all the same."""
@@ -116,7 +117,6 @@ NOT_ENFORCED: Final[dict[str, str]] = {
     "dependency": "there are no circuit breakers",
     "batch_size": "handlers get one job at a time",
     "canary_ratio": "no version is tried on a share of jobs first",
-    "probe_every_seconds": "no probes are sent",
 }
 """Fields whose engine is not built, each with what is missing; `tests/queues/test_contract_rules.py` lists them."""
 

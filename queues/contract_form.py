@@ -71,6 +71,7 @@ LABELS: Final = {
     "redact": "Redact",
     "schema": "Payload schema",
     "probe_every_seconds": "Probe every",
+    "probe_payload": "Probe payload",
 }
 
 _HELP: Final = {
@@ -108,6 +109,8 @@ _HELP: Final = {
     "paused": "Takes jobs, runs none. The clock of the promise goes on.",
     "disabled_reason": "Empty: the reason at the end of the page.",
     "paused_reason": "Empty: the reason at the end of the page.",
+    "probe_every_seconds": "Seconds, at least 10; 600 suits most. 0 for none. A probe is a job that runs for real.",
+    "probe_payload": "What a probe carries: a JSON object that fits the schema and hurts nobody.",
     "soft_limit_seconds": "Seconds, 0 for none. Then the handler is told to stop.",
     "hard_limit_seconds": "Seconds, 0 for none. Then the run is stopped.",
     "keep_confirmed_days": "Days after the end.",
@@ -218,6 +221,9 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
     never_retry = LinesField(required=False, label=LABELS["never_retry"], help_text=_HELP["never_retry"])
     redact = LinesField(required=False, label=LABELS["redact"], help_text=_HELP["redact"])
     schema = SchemaField(required=False, initial=dict, label=LABELS["schema"], help_text=_HELP["schema"])
+    probe_payload = SchemaField(
+        required=False, initial=dict, label=LABELS["probe_payload"], help_text=_HELP["probe_payload"]
+    )
     new_secret = SecretField(
         label="New secret",
         help_text="Signs requests to the target. Stored encrypted, never shown again. Best written as whsec_ + base64.",

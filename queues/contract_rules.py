@@ -30,8 +30,8 @@ from queues.contract_fields import (
     default_of,
     defaults,
 )
+from queues.contract_schema import payload_problems, template_problems
 from queues.contract_schema import problems as schema_problems
-from queues.contract_schema import template_problems
 from queues.contract_words import promise_sentence, span, tier_sentence
 from queues.key_template import KeyTemplateError, key_from_template, parse, paths, volatile
 
@@ -59,6 +59,7 @@ _LONGEST_LIST: Final = 100
 _DAY: Final = 86400
 # Beyond a century the time before which rows are removed would leave what PostgreSQL can compute with.
 _LONGEST_KEEP_DAYS: Final = 36_500
+_PROBE_LEAST_SECONDS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -354,10 +355,20 @@ def _url_problem(url: str) -> str:
     return ""
 
 
+def _check_probe(values: Mapping[str, Any], notes: _Notes) -> None:
+    every = values["probe_every_seconds"]
+    if 0 < every < _PROBE_LEAST_SECONDS:
+        notes.error("probe_every_seconds", f"At least {_PROBE_LEAST_SECONDS} seconds between two probes, 0 for none.")
+    # Where none is sent its payload need not fit; it is stored all the same.
+    schema = values["schema"] if every and not schema_problems(values["schema"]) else {}
+    for text in payload_problems(values["probe_payload"], schema=schema, most_bytes=values["max_payload_bytes"]):
+        notes.error("probe_payload", text)
+
+
 _USES_CHECK: Final = {"success": "check", "on_unconfirmed": "check_again"}
 _RULES: Final = (
     _check_success, _check_deadline, _check_times, _check_keeping, _check_key, _check_retry, _check_lists,
-    _check_target, _check_urls,
+    _check_target, _check_urls, _check_probe,
 )  # fmt: skip
 
 

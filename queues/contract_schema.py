@@ -1,10 +1,11 @@
-"""The JSON schema inside a contract: is it sound, is it safe to run, and does a key template fit it.
+"""The JSON schema inside a contract: is it sound, is it safe to run, do a key template and a payload fit it.
 
-Checking payloads against it is `accept`'s.
+Refusing a job whose payload does not is `accept`'s.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,12 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
+from queues import canonical
+
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _MAX_CHARS: Final = 65_536
 _MAX_DEPTH: Final = 64
+_VIOLATIONS_MOST: Final = 20
 # A repeated group that repeats inside, as in (a+)+, may need longer than the universe lasts for a text of 100 letters.
 _NESTED_REPEAT: Final = re.compile(r"\((?:[^()\\]|\\.)*[*+}](?:[^()\\]|\\.)*\)[*+{]")
 
@@ -90,6 +94,42 @@ def _pattern_problems(schema: Mapping[str, Any]) -> Iterator[str]:
                 continue
             if _NESTED_REPEAT.search(pattern):
                 yield f"The pattern {pattern[:80]!r} repeats a group that repeats inside: it could run for ever."
+
+
+def violations(schema: Mapping[str, Any], value: Any) -> list[tuple[list[Any], str]]:
+    """List where a value breaks a schema that is sound, each place with what is wrong there."""
+    validator = _validator(json.dumps(schema, sort_keys=True))
+    if validator.is_valid(value):
+        return []
+    errors = zip(validator.iter_errors(value), range(_VIOLATIONS_MOST), strict=False)
+    return [(list(error.absolute_path), error.message[:300]) for error, _ in errors]
+
+
+@functools.lru_cache(maxsize=512)
+def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(schema))
+
+
+def payload_problems(payload: Any, *, schema: Mapping[str, Any], most_bytes: int) -> list[str]:
+    """List why accept would refuse a payload that a contract holds; its schema is sound."""
+    try:
+        text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        value = canonical.parse(text).value
+        found = violations(schema, value) if schema else []
+    except (TypeError, ValueError) as error:
+        return [f"Not JSON: {error}."]
+    except canonical.JsonRefused as refused:
+        return [f"Not taken: {refused.detail}."]
+    except RecursionError:
+        return ["The schema refers to itself without end, or the payload is nested too deeply."]
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > most_bytes:
+        return [f"It has {size} bytes, this job type takes {most_bytes} (max_payload_bytes)."]
+    return [f"Breaks the schema{_place(path)}: {message}" for path, message in found]
+
+
+def _place(path: Sequence[Any]) -> str:
+    return f" at {canonical.json_pointer(list(path))}" if path else ""
 
 
 def template_problems(paths: Sequence[tuple[str, ...]], schema: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -214,11 +214,11 @@ def compare(name: str, a: int, b: int) -> Diff:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Diff:
-    """Return {field: [old, new]} in the order of the model."""
+    """Return {field: [old, new]} in the order of the model. A version from before a field was there has its default."""
     return {
-        key: [before.get(key), after.get(key)]
+        key: [before.get(key, default_of(key)), after.get(key, default_of(key))]
         for key in FIELDS
-        if key in VERSIONED | CURRENT and not _same(before.get(key), after.get(key))
+        if key in VERSIONED | CURRENT and not _same(before.get(key, default_of(key)), after.get(key, default_of(key)))
     }
 
 

@@ -19,6 +19,7 @@ def promise_sentence(fields: Mapping[str, Any], *, tier_ratio: float | None = No
         _limit_words(fields),
         f"A job gets {tries}; not settled after {span(fields['max_age_seconds'])} it {stale}.",
         _key_words(fields),
+        _probe_words(fields),
     )
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -64,6 +65,11 @@ def _key_words(fields: Mapping[str, Any]) -> str:
     if fields["key_template"]:
         return f"A job's key comes from its payload, and one key is accepted once, {for_long}."
     return "A job sent without a key is accepted each time that it is sent."
+
+
+def _probe_words(fields: Mapping[str, Any]) -> str:
+    every = fields["probe_every_seconds"]
+    return f"A probe goes the whole way every {span(every)}." if every else ""
 
 
 def tier_sentence(fields: Mapping[str, Any], *, types: int, own: int) -> str:

@@ -20,6 +20,7 @@ CURRENT_FIELDS: Final = frozenset(
         "enabled", "paused", "tier", "pool", "handler", "target_url", "target_secret_env", "target_secret",
         "callback_secret_env", "callback_secret", "callback_secret_old", "callback_secret_old_until", "check_url",
         "lease_seconds", "soft_limit_seconds", "hard_limit_seconds", "redact", "dependency",
+        "ordered", "probe_every_seconds", "probe_payload",
     }
 )  # fmt: skip
 """Read from the newest contract even by a job of an older version (DESIGN.md section 6)."""
@@ -65,11 +66,14 @@ class Contract:
     lease_seconds: int
     soft_limit_seconds: int
     hard_limit_seconds: int
+    ordered: bool
     priority_default: int
     dependency: str
     max_payload_bytes: int
     redact: tuple[str, ...]
     schema: Mapping[str, Any]
+    probe_every_seconds: int
+    probe_payload: Mapping[str, Any]
 
     @property
     def queue(self) -> str:

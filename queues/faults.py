@@ -30,6 +30,8 @@ POINTS: Final = frozenset(
         "expire.selected",
         "give_up.selected",
         "stage.selected",  # the stage knows what is due and has sent no hint
+        "alerts.read",  # rules are measured, nothing is written
+        "alerts.applied",  # alerts and their deliveries are written, not committed
     }
 )
 

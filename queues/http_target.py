@@ -130,7 +130,7 @@ def _verdict(said: Mapping[str, Any], *, host: str, known: str | None) -> Confir
         return Confirmed(_reference(said.get("ref")) or known or "confirmed by check")
     if outcome == "rejected":
         detail = said.get("detail")
-        text = _printable(detail) if isinstance(detail, str) else ""
+        text = printable(detail) if isinstance(detail, str) else ""
         return Rejected(redact_text(text)[:_LONGEST_DETAIL] or f"{host} says that the work was rejected")
     raise CheckFailed(f'{host} answered 200 without {{"outcome": "confirmed", "rejected" or "unknown"}}')
 
@@ -216,7 +216,7 @@ def _refused(answer: outbound.Answer, *, host: str) -> NoReturn:
     if snippet:
         message += f": {snippet}"
     if answer.status in (429, 503):
-        wait = _retry_after(answer.headers.get("retry-after", ""))
+        wait = retry_after(answer.headers.get("retry-after", ""))
         if wait is not None:
             raise RetryLater(wait, message)
     if answer.status in _PERMANENT:
@@ -226,14 +226,15 @@ def _refused(answer: outbound.Answer, *, host: str) -> NoReturn:
 
 def _snippet(body: bytes) -> str:
     """Return the start of an answer for people, with control characters written out."""
-    return _printable(body[:_SNIPPET].decode("utf-8", "replace").strip())
+    return printable(body[:_SNIPPET].decode("utf-8", "replace").strip())
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Write control characters out."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def _retry_after(value: str) -> float | None:
+def retry_after(value: str) -> float | None:
     """Read Retry-After, in seconds or as a date.
 
     Units: seconds, from 0 to LONGEST_WAIT; None when it says nothing.

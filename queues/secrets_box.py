@@ -6,6 +6,9 @@ Not here: which secrets there are, and who may set them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
@@ -34,6 +37,42 @@ def open(sealed: bytes | memoryview) -> str:  # noqa: A001 (the pair of seal; us
 def reseal(sealed: bytes | memoryview) -> bytes:
     """Encrypt a stored secret anew with the first key, for a rotation. Raises: CannotOpen, ImproperlyConfigured."""
     return seal(open(sealed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resealed:
+    """What a rotation did. Shape: counts: kind of secret → how many; closed: names of what could not be opened."""
+
+    counts: Mapping[str, int]
+    closed: Sequence[str]
+
+
+class Reseal(Protocol):
+    """Encrypts all secrets of an app anew with the first key, each audited. Raises: ImproperlyConfigured."""
+
+    def __call__(self, *, actor: str, reason: str) -> Resealed: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeper:
+    """An app above this one that stores sealed secrets. `sealed` returns those that must still open."""
+
+    name: str
+    reseal: Reseal
+    sealed: Callable[[], Sequence[bytes]]
+
+
+_keepers: Final[dict[str, Keeper]] = {}
+
+
+def register(keeper: Keeper) -> None:
+    """Add an app's secrets to those that rotate; apps do so in `ready()`."""
+    _keepers[keeper.name] = keeper
+
+
+def keepers() -> Sequence[Keeper]:
+    """Return the apps that store sealed secrets, other than contracts."""
+    return tuple(_keepers.values())
 
 
 def check_keys() -> None:

@@ -47,6 +47,8 @@ TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
 WAITING: Final = (_S.ACCEPTED, _S.RETRYING)
 """States that a claim may take."""
 OPEN: Final = (_S.ACCEPTED, _S.PROCESSING, _S.AWAITING_CONFIRMATION, _S.RETRYING)
+WAITING_PROBES: Final = "probe"
+"""What the counts by state have beside states: probes that wait for a claim. They are in no other count."""
 TERMINAL: Final = (_S.CONFIRMED, _S.DEAD, _S.EXPIRED, _S.CANCELLED)
 REPLAYABLE: Final = (_S.DEAD, _S.EXPIRED, _S.CANCELLED)
 

@@ -167,10 +167,12 @@ def state_counts() -> dict[str, int]:
 
 
 def true_counts() -> dict[str, int]:
-    """Return what the folded counts must be: open states, and dead letters that nobody resolved."""
+    """Return what the folded counts must be: open states, dead letters that nobody resolved, and probes that wait."""
     rows = sql(
-        "SELECT state, count(*) FROM queues_job WHERE state NOT IN ('confirmed', 'expired', 'cancelled')"
-        " AND (state <> 'dead' OR resolution = 'open') GROUP BY state"
+        "SELECT CASE WHEN probe THEN 'probe' ELSE state END, count(*) FROM queues_job"
+        " WHERE CASE WHEN probe THEN state IN ('accepted', 'retrying')"
+        " ELSE state NOT IN ('confirmed', 'expired', 'cancelled') AND (state <> 'dead' OR resolution = 'open') END"
+        " GROUP BY 1"
     )
     return {state: int(n) for state, n in rows}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import dataclasses
 import datetime as dt
 import functools
 import json
@@ -18,9 +19,12 @@ import pytest
 from django.conf import settings
 from standardwebhooks import Webhook
 
+from jobsboard import alert_rules
+from jobsboard.alerts import defaults
 from jobsboard.api import problems
 from jobsboard.api.urls import api
-from jobsboard.models import SCOPES
+from jobsboard.durations import duration
+from jobsboard.models import SCOPES, AlertRule, Metric
 from queues.accept import EnqueueError
 from queues.contract_fields import FIELDS, NOT_ENFORCED, SWITCHES, VERSIONED, default_of
 from queues.http_target import signing_key
@@ -129,6 +133,25 @@ def test_a_fields_default_kind_and_mark_are_true(name: str) -> None:
     kind = "switch" if name in SWITCHES else "version" if name in VERSIONED else "current"
     mark = "not enforced yet" if name in NOT_ENFORCED else "enforced"
     assert row[3:] == [f"`{json.dumps(default_of(name))}`", kind, mark]
+
+
+def test_every_metric_of_alerts_is_described() -> None:
+    """Whoever writes a rule finds what it measures, and of what it can be asked for."""
+    table = {name: row for name, row in named(TEXT["docs/alerts.md"]).items() if len(row) == 3}
+    assert set(table) == set(Metric.values)
+    for metric, row in table.items():
+        assert row[2].split(", ") == list(alert_rules.scopes_of(metric)), metric
+
+
+def test_the_table_of_default_rules_is_true() -> None:
+    """Names, thresholds and severities are those of the code, in its order."""
+    wanted = []
+    for one in defaults.DEFAULTS:
+        rule = AlertRule(**dataclasses.asdict(one))
+        metric = f"`{rule.metric}`" + (f" ({rule.reason})" if rule.reason else "")
+        lasting = duration(rule.for_seconds) if rule.for_seconds else "at once"
+        wanted.append([rule.name, f"{metric} {alert_rules.threshold_words(rule)}", lasting, rule.severity])
+    assert [row for row in rows(TEXT["docs/alerts.md"]) if len(row) == 4][1:] == wanted
 
 
 def test_every_make_target_exists() -> None:

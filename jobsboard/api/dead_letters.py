@@ -171,7 +171,7 @@ def _read_filter(request: HttpRequest, *, key: Key) -> Filter:
 _LIST: Final = """
 WITH looked AS MATERIALIZED (
   SELECT d.* FROM unnest(%(types)s::text[]) AS t (name) CROSS JOIN LATERAL (
-    SELECT id, type, state = 'dead' AND resolution = %(resolution)s
+    SELECT id, type, NOT probe AND state = 'dead' AND resolution = %(resolution)s
       AND (%(reason)s::text IS NULL OR reason = %(reason)s)
       AND (%(fingerprint)s::text IS NULL OR fingerprint = %(fingerprint)s) AS fits
     FROM queues_job

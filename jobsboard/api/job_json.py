@@ -45,6 +45,7 @@ def as_json(job: Job, *, tracebacks: bool = True) -> dict[str, Any]:
         "contract_version": job.contract_version,
         "state": job.state,
         "reason": job.reason,
+        "probe": job.probe,
         "group": job.group,
         "priority": job.priority,
         "dedupe_key": job.dedupe_key,

@@ -1,4 +1,5 @@
-"""Jobs as a key may see them: one by its id, and pages, newest first, with signed cursors and a bounded look.
+"""Jobs as a key may see them: one by its id, and pages without probes, newest first, with signed cursors and a bounded
+look.
 
 Not here: the job as JSON (`jobsboard.api.job_json`); dead letters (`jobsboard.api.dead_letters`).
 """
@@ -131,7 +132,7 @@ def page(wanted: Filter, *, key: Key) -> Page:
                 return _exact(_narrow(base.filter(id__in=lineage), wanted, key=key), wanted)
     if _needs_look(wanted, key=key):
         return _bounded(base, wanted, key=key)
-    return _exact(base, wanted)
+    return _all_but_probes(base, wanted)
 
 
 def _typed(query: Mapping[str, str]) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def _narrow(jobs: JobQuerySet, wanted: Filter, *, key: Key) -> JobQuerySet:
         jobs = jobs.filter(group=wanted.group)
     if wanted.dedupe_key is not None:
         jobs = jobs.filter(dedupe_key=wanted.dedupe_key)
-    return jobs
+    return jobs.filter(probe=False)
 
 
 def _exact(jobs: JobQuerySet, wanted: Filter) -> Page:
@@ -197,6 +198,26 @@ def _exact(jobs: JobQuerySet, wanted: Filter) -> Page:
         next=seal(found[-1].id, scope=_scope(wanted)) if more else None,
         searched_rows=None,
         complete=not more,
+    )
+
+
+def _all_but_probes(base: JobQuerySet, wanted: Filter) -> Page:
+    """Return a page without a filter: mostly few probes lie between, and at most LOOK_AT_MOST rows are looked at."""
+    ids: list[UUID] = []
+    looked: list[tuple[UUID, bool]] = []
+    for look in (4 * (wanted.limit + 1), LOOK_AT_MOST):
+        looked = list(base.values_list("id", "probe")[:look])
+        ids = [job_id for job_id, probe in looked if not probe][: wanted.limit + 1]
+        if len(ids) > wanted.limit or len(looked) < look:
+            break
+    more = len(ids) > wanted.limit
+    ids = ids[: wanted.limit]
+    end = ids[-1] if more else looked[-1][0] if len(looked) >= LOOK_AT_MOST else None
+    return Page(
+        jobs=list(base.filter(id__in=ids)),
+        next=None if end is None else seal(end, scope=_scope(wanted)),
+        searched_rows=None if more or end is None else len(looked),
+        complete=end is None,
     )
 
 

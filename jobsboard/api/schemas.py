@@ -147,6 +147,7 @@ class Job(BaseModel):
     contract_version: int
     state: _State
     reason: str | None
+    probe: bool
     group: str | None
     priority: int
     dedupe_key: str | None

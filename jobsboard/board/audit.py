@@ -18,7 +18,8 @@ from queues.outcomes import LOOK_AT_MOST
 
 PAGE: Final = 50
 _OBJECTS: Final = {"job": "jobs", "job_type": "job types", "tier": "tiers", "user": "users", "api_key": "API keys",
-                   "annotation": "annotations"}  # fmt: skip
+                   "annotation": "annotations", "alert": "alerts", "alert_rule": "alert rules",
+                   "webhook": "endpoints"}  # fmt: skip
 _SOURCES: Final = {"ui": "board", "admin": "admin", "api": "API", "command": "command"}
 
 

@@ -28,6 +28,24 @@ WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "contract.enabled": ("play", "enabled"),
     "contract.disabled": ("cancelled", "disabled"),
     "tier.changed": ("types", "changed"),
+    "alert.acknowledged": ("user", "acknowledged"),
+    "alert.silenced": ("pause", "silenced"),
+    "alert.unsilenced": ("play", "let speak"),
+    "alert_rule.created": ("alert", "created"),
+    "alert_rule.changed": ("alert", "changed"),
+    "alert_rule.reset": ("alert", "reset"),
+    "alert_rule.deleted": ("trash", "deleted"),
+    "alert_rule.silenced": ("pause", "silenced"),
+    "alert_rule.unsilenced": ("play", "let speak"),
+    "alert_rule.test_fired": ("alert", "test-fired"),
+    "webhook.created": ("hook", "created"),
+    "webhook.changed": ("hook", "changed"),
+    "webhook.rotated": ("key", "rotated"),
+    "webhook.enabled": ("play", "enabled"),
+    "webhook.disabled": ("pause", "disabled"),
+    "webhook.deleted": ("trash", "deleted"),
+    "webhook.test_sent": ("hook", "tested"),
+    "webhook.resent": ("replay", "resent"),
     "annotation.created": ("info", "annotated"),
     "login": ("user", "signed in"),
     "logout": ("out", "signed out"),
@@ -141,7 +159,12 @@ def url_of(entry: AuditEntry) -> str:
     """Return where the object is shown; empty where nowhere."""
     if entry.object_type == "job":
         return f"/jobs/{entry.object_id}/"
-    return f"/types/{entry.object_id}/" if entry.object_type == "job_type" else ""
+    if entry.object_type == "alert_rule":
+        return f"/alerts/#rule-{entry.object_id}"
+    if entry.object_type == "webhook":
+        return f"/webhooks/#endpoint-{entry.object_id}"
+    of = {"job_type": "types", "alert": "alerts"}.get(entry.object_type)
+    return f"/{of}/{entry.object_id}/" if of else ""
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from datetime import datetime
 
 from jobsboard.board.chart import Lane, Series, TimeChart
 from jobsboard.board.chart_marks import Mark
-from jobsboard.board.svg import duration, log_axis, ratio_axis
+from jobsboard.board.svg import log_axis, ratio_axis
+from jobsboard.durations import duration
 from queues.outcomes import Counts, Percentiles, Span
 
 

@@ -15,15 +15,16 @@ from django.views.decorators.http import require_safe
 
 from jobsboard.board import charts, marks, rates, shell, summary, twice, why
 from jobsboard.board.params import Params, chosen_range
+from jobsboard.board.probes import words_of
 from jobsboard.board.refresh import answer, live
-from jobsboard.board.svg import duration
+from jobsboard.durations import duration
 from jobsboard.roles import can, require
 from queues import outcomes
 from queues.contract_rules import promise_sentence
 from queues.contract_switches import HOLDS
 from queues.contract_versions import fields_of
 from queues.models import ContractRevision, JobType
-from queues.outcomes import Span, TypeNow
+from queues.outcomes import ProbeNow, Span, TypeNow
 from queues.redaction import redact_text
 from queues.states import OPEN
 
@@ -192,11 +193,18 @@ def _contract(row: JobType, known: TypeNow) -> dict[str, Any]:
         "contract": row,
         "held": _held_words(row),
         "promise_sentence": promise_sentence(fields, tier_ratio=known.target),
+        "probe": _probe(row),
         "retry_words": f"{row.max_attempts} attempts, {row.backoff} from {duration(row.backoff_base_seconds)}{cap}",
         "proof_words": _proof_words(row),
         "check_url": redact_text(row.check_url),
         "stale_words": "then expired" if row.on_stale == "expire" else "then a dead letter",
     }
+
+
+def _probe(row: JobType) -> tuple[str, ProbeNow] | None:
+    """Return how its probe stands, in words and in full; None where none is sent."""
+    found = outcomes.probes([row.name]) if row.probe_every_seconds else []
+    return (words_of(found[0]), found[0]) if found else None
 
 
 def _proof_words(row: JobType) -> str:

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from jobsboard.board.job_evidence import moment
-from jobsboard.board.svg import duration
 from jobsboard.board.timeline import Run, Timeline
+from jobsboard.durations import duration
 from queues.models import Job
 from queues.redaction import redact_text
 from queues.states import OPEN, REPLAYABLE, TERMINAL, JobState, Reason, Resolution

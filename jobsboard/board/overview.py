@@ -8,7 +8,7 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
-from jobsboard.board import charts, marks, shell, summary, verdict
+from jobsboard.board import charts, marks, shell, signals, summary, verdict
 from jobsboard.board.changes import entries_of, recent
 from jobsboard.board.params import Params, chosen_range
 from jobsboard.board.refresh import answer, live
@@ -47,7 +47,18 @@ def overview(request: HttpRequest) -> HttpResponse:
     happened = marks.read(chosen.span)
     processes = outcomes.processes()
     types, tiers = summary.type_lines(numbers), summary.tier_lines(numbers, processes)
-    found = verdict.concerns(types, tiers, numbers.times, processes, broker=broker.ping(), now=board.now)
+    found = [
+        *signals.concerns(signals.of(request)),
+        *verdict.concerns(
+            types,
+            tiers,
+            numbers.times,
+            processes,
+            broker=broker.ping(),
+            now=board.now,
+            probes=outcomes.probes() if board.probes_failing else (),
+        ),  # fmt: skip
+    ]
     context = {
         "title": "Overview",
         **chosen.context(),

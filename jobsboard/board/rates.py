@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jobsboard.board.svg import duration, share
+from jobsboard.board.svg import share
+from jobsboard.durations import duration
 from queues.outcomes import Board, Counts, Percentiles, Times
 from queues.states import JobState, Reason
 

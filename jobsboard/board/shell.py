@@ -12,6 +12,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.functional import SimpleLazyObject
 
+from jobsboard.board import signals
 from jobsboard.roles import can
 from queues import outcomes
 
@@ -43,13 +44,18 @@ def _nav(request: HttpRequest) -> list[Row]:
     if not can(request.user, "view"):
         return []
     board = board_of(request)
-    dead = board.count("dead")
+    dead, found = board.count("dead"), signals.of(request)
+    firing, unwell = found.firing, found.endpoints_unwell
     rows: list[Row] = [
         ("Overview", "home", reverse("overview"), None, ""),
         ("Job types", "types", reverse("job-types"), len(board.types), ""),
         ("Jobs", "jobs", reverse("jobs"), None, ""),
         ("Dead letters", "dead", reverse("dead-letters"), dead, "bad" if dead else ""),
+        ("Runtime", "", "", None, ""),
+        ("Probes", "probe", reverse("probes"), board.probes_failing, "bad" if board.probes_failing else ""),
         ("Signals", "", "", None, ""),
+        ("Alerts", "alert", reverse("alerts"), firing, "bad" if firing else ""),
+        ("Webhooks", "hook", reverse("webhooks"), unwell or None, "bad"),
         ("Audit log", "audit", reverse("audit"), None, ""),
     ]
     if getattr(request.user, "is_staff", False):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from jobsboard.board.svg import Svg, duration, el, frame, look, percent, text
+from jobsboard.board.svg import Svg, el, frame, look, percent, text
+from jobsboard.durations import duration
 
 
 @dataclass(frozen=True, kw_only=True)

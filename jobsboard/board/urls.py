@@ -3,13 +3,19 @@
 from django.urls import URLPattern, URLResolver, path
 
 from jobsboard.board.acting import act
+from jobsboard.board.alert import alert
+from jobsboard.board.alert_acting import act_on_alert, act_on_rule
+from jobsboard.board.alerts import alerts
 from jobsboard.board.audit import audit
 from jobsboard.board.dead_letters import dead_letter, dead_letters
 from jobsboard.board.job_types import job_type, job_types
 from jobsboard.board.jobs import job, jobs, search
 from jobsboard.board.overview import overview
 from jobsboard.board.pausing import turn
+from jobsboard.board.probes import probes_view, send_probe
 from jobsboard.board.twice import twice
+from jobsboard.board.webhook_acting import act_on_endpoint, resend
+from jobsboard.board.webhooks import webhooks
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
@@ -23,6 +29,15 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("dlq/", dead_letters, name="dead-letters"),
     path("dlq/<uuid:job_id>/", dead_letter, name="dead-letter"),
     path("dlq/<uuid:job_id>/<slug:verb>/", act, {"place": "dlq"}, name="dead-letter-act"),
+    path("probes/", probes_view, name="probes"),
+    path("probes/<str:name>/send/", send_probe, name="probe-send"),
+    path("alerts/", alerts, name="alerts"),
+    path("alerts/rules/<int:rule_id>/<slug:verb>/", act_on_rule, name="alert-rule-act"),
+    path("alerts/<int:alert_id>/", alert, name="alert"),
+    path("alerts/<int:alert_id>/<slug:verb>/", act_on_alert, name="alert-act"),
+    path("webhooks/", webhooks, name="webhooks"),
+    path("webhooks/<int:endpoint_id>/<slug:verb>/", act_on_endpoint, name="webhook-act"),
+    path("webhooks/deliveries/<slug:delivery_id>/resend/", resend, name="webhook-resend"),
     path("audit/", audit, name="audit"),
     path("search/", search, name="search"),
 ]

@@ -9,8 +9,9 @@ from typing import Final
 from urllib.parse import urlencode
 
 from jobsboard.board.summary import TierLine, TypeLine
-from jobsboard.board.svg import duration
-from queues.outcomes import Processes, Times
+from jobsboard.durations import duration
+from queues.outcomes import ProbeNow, Processes, Times
+from queues.redaction import redact_text
 
 ATTENTION_MAX: Final = 7
 
@@ -86,12 +87,14 @@ def concerns(
     *,
     broker: bool,
     now: datetime,
+    probes: Sequence[ProbeNow] = (),
 ) -> list[Concern]:
     """List what needs attention, worst first."""
     late = [line for line in types if line.breach]
     return [
         *_machinery(tiers, processes, broker=broker, now=now),
         *(_late(line) for line in late),
+        *(_probe(one) for one in probes if one.failures and not one.paused),
         *(_dead(line, times) for line in sorted(types, key=lambda t: (t.tier, -t.dead)) if line.dead),
         *(_overdue(line) for line in types if line.overdue and not line.breach and not line.paused),
         *(_paused(line) for line in types if line.paused and line.open),
@@ -164,6 +167,24 @@ def _late(line: TypeLine) -> Concern:
         since=line.since,
         url=f"/types/{line.name}/",
         action="Why",
+    )
+
+
+def _probe(one: ProbeNow) -> Concern:
+    often = f"{one.failures} in a row, the last one" if one.failures > 1 else "The last one"
+    # Of a run that was skipped since nothing is said here: it told nothing.
+    said = one.detail if one.outcome == "failed" else ""
+    return Concern(
+        css="dead",
+        text=f"The probe of {one.type} fails",
+        evidence=f"{often}: {redact_text(said)}"
+        if said
+        else f"{one.failures} in a row"
+        if one.failures > 1
+        else "Once",
+        since=one.failing_since,
+        url="/probes/",
+        action="Open",
     )
 
 

@@ -104,7 +104,8 @@ class Crm:
             raise Refused(400, "Idempotency-Key is missing")
         mood = crm_moods.of(place.weather().kind)
         job_id = headers.get("jobsboard-job-id", "")
-        self.log.write("received", key=key, job_id=job_id, attempt=headers.get("jobsboard-attempt", ""))
+        probe = headers.get("jobsboard-probe", "") == "true"
+        self.log.write("received", key=key, job_id=job_id, attempt=headers.get("jobsboard-attempt", ""), probe=probe)
         if mood.unavailable():
             raise Refused(503, "the CRM is busy", retry_after=mood.retry_after())
         with self._lock:

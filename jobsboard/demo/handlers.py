@@ -13,6 +13,7 @@ def welcome_email(job: JobContext) -> Confirmed:
         body=f"Hello, customer {job.payload['user_id']}. Good to have you here.",
         idempotency_key=job.idempotency_key,
         maybe_duplicate=job.maybe_duplicate,
+        probe=job.probe,
     )
     return Confirmed(ref=queue_id)
 
@@ -33,7 +34,7 @@ def score_account(job: JobContext) -> Confirmed:
         visits=job.payload["visits"],
         progress=job.progress,
     )
-    journal.note(place.score_log(), "scored", key=job.idempotency_key, score=found)
+    journal.note(place.score_log(), "scored", key=job.idempotency_key, score=found, probe=job.probe)
     return Confirmed(ref=None, result={"score": found})
 
 
@@ -46,6 +47,7 @@ def hand_over_invoice(job: JobContext) -> AwaitingConfirmation:
             key=job.idempotency_key,
             invoice=job.payload["invoice_id"],
             amount_cents=job.payload["amount_cents"],
+            probe=job.probe,
         ),
     )
     return AwaitingConfirmation(ref=str(receipt))

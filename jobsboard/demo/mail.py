@@ -26,8 +26,10 @@ def message_id(idempotency_key: str) -> str:
     return f"<{idempotency_key}@jobsboard.example>"
 
 
-def send(*, to: str, subject: str, body: str, idempotency_key: str, maybe_duplicate: bool) -> str | None:
-    """Hand one message to the mail server and return its queue id, if it said one.
+def send(
+    *, to: str, subject: str, body: str, idempotency_key: str, maybe_duplicate: bool, probe: bool = False
+) -> str | None:
+    """Hand one message to the mail server and return its queue id, if it said one. A probe's says that it is one.
 
     Raises: MailDeferred (4xx, time-outs), PermanentError (5xx).
     """
@@ -37,6 +39,8 @@ def send(*, to: str, subject: str, body: str, idempotency_key: str, maybe_duplic
     message["Subject"] = subject
     message["Message-ID"] = message_id(idempotency_key)
     message["X-Maybe-Duplicate"] = "yes" if maybe_duplicate else "no"
+    if probe:
+        message["X-Jobsboard-Probe"] = "true"
     message.set_content(body)
     try:
         with smtplib.SMTP("127.0.0.1", place.mail_port("smtp"), timeout=TIMEOUT_SECONDS) as server:

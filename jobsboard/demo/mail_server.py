@@ -81,6 +81,7 @@ class Mailbox:
             message_id=message_id,
             maybe_duplicate=headers["X-Maybe-Duplicate"],
             answered=answered,
+            probe=headers["X-Jobsboard-Probe"] == "true",
         )
         self.queue_ids.setdefault(message_id, queue_id)
         return queue_id

@@ -21,7 +21,7 @@ _LOOK_SECONDS: Final = 0.25
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS handoff (
   id integer PRIMARY KEY, key text NOT NULL, invoice text NOT NULL, amount_cents integer NOT NULL, at real NOT NULL,
-  seen integer NOT NULL DEFAULT 0);
+  seen integer NOT NULL DEFAULT 0, probe integer NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS handoff_unseen ON handoff (at) WHERE seen = 0;
 CREATE TABLE IF NOT EXISTS book (
   key text PRIMARY KEY, ref text NOT NULL, refused text NOT NULL, at real NOT NULL);
@@ -38,12 +38,12 @@ class Entry:
     at: float
 
 
-def hand_over(*, key: str, invoice: str, amount_cents: int) -> str:
-    """Hand an invoice over and return the receipt: it was taken, nothing is booked yet."""
+def hand_over(*, key: str, invoice: str, amount_cents: int, probe: bool = False) -> str:
+    """Hand an invoice over and return the receipt: it was taken, nothing is booked yet. A probe's row says so."""
     with _open(place.books()) as books:
         row = books.execute(
-            "INSERT INTO handoff (key, invoice, amount_cents, at) VALUES (?, ?, ?, ?)",
-            (key, invoice, amount_cents, time.time()),
+            "INSERT INTO handoff (key, invoice, amount_cents, at, probe) VALUES (?, ?, ?, ?, ?)",
+            (key, invoice, amount_cents, time.time(), probe),
         )
         return f"handoff-{row.lastrowid}"
 
@@ -67,6 +67,12 @@ def handoffs() -> list[tuple[str, float]]:
     with _open(place.books()) as books:
         rows: list[tuple[str, float]] = books.execute("SELECT key, at FROM handoff ORDER BY id").fetchall()
     return rows
+
+
+def probe_keys() -> set[str]:
+    """Return the keys of what was handed over as a probe."""
+    with _open(place.books()) as books:
+        return {row[0] for row in books.execute("SELECT DISTINCT key FROM handoff WHERE probe")}
 
 
 def run(stop: threading.Event) -> None:
@@ -102,7 +108,15 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         books.execute("PRAGMA journal_mode = WAL")
         books.executescript(_TABLES)
+        _add_what_is_new(books)
         with books:
             yield books
     finally:
         books.close()
+
+
+def _add_what_is_new(books: sqlite3.Connection) -> None:
+    """Let the books of an older demo know probes. Two processes may try at once."""
+    if all(row[1] != "probe" for row in books.execute("PRAGMA table_info(handoff)")):
+        with contextlib.suppress(sqlite3.OperationalError):
+            books.execute("ALTER TABLE handoff ADD COLUMN probe integer NOT NULL DEFAULT 0")

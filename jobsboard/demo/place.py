@@ -86,6 +86,11 @@ def score_log() -> Path:
     return directory() / "scores.jsonl"
 
 
+def pager_log() -> Path:
+    """Return the pager's own log: each alert that reached it, and each message that it refused."""
+    return directory() / "pager.jsonl"
+
+
 def traffic_log() -> Path:
     """Return the producers' own log: what they sent and what they were told."""
     return directory() / "traffic.jsonl"

@@ -11,10 +11,10 @@ import datetime as dt
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from jobsboard.demo import mail, partner, place
-from jobsboard.demo.journal import Line, read
+from jobsboard.demo import mail
+from jobsboard.demo.world import World, key_of
 from queues.models import Callback, Job
 from queues.states import OPEN, JobState, Reason
 
@@ -25,39 +25,6 @@ BILLING: Final = "billing.handoff"
 TYPES: Final = (WELCOME, CRM, SCORING, BILLING)
 EXAMPLES: Final = 5
 _CUT_OFF: Final = frozenset({Reason.TIME_LIMIT, Reason.POISON, Reason.STALE})
-# The first log line is written a moment after the first job was accepted.
-_SLACK: Final = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """What the outside world wrote down, at one moment."""
-
-    mails: Sequence[Line] = ()
-    crm: Sequence[Line] = ()
-    scores: Sequence[Line] = ()
-    requests: Sequence[Line] = ()
-    handoffs: Sequence[tuple[str, float]] = ()
-    entries: Sequence[partner.Entry] = ()
-
-    @classmethod
-    def now(cls) -> Self:
-        """Read the logs."""
-        return cls(
-            mails=list(read(place.mail_log())),
-            crm=list(read(place.crm_log())),
-            scores=list(read(place.score_log())),
-            requests=list(read(place.traffic_log())),
-            handoffs=partner.handoffs(),
-            entries=partner.entries(),
-        )
-
-    @property
-    def began(self) -> float:
-        """When the first of the logs begins: what the board knows from before was somebody else's demo."""
-        first = [lines[0]["at"] for lines in (self.mails, self.crm, self.scores, self.requests) if lines]
-        first += [at for _, at in self.handoffs[:1]]
-        return min(first, default=0.0) - _SLACK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +39,7 @@ class Seen:
     accepted: float = 0.0
     begun: int = 1
     replay: bool = False
+    probe: bool = False
     kind: str = ""
     ref: str = ""
     late: Sequence[Mapping[str, Any]] = ()
@@ -134,8 +102,8 @@ Explain = Callable[[str, Lineage], str]
 def jobs() -> list[Seen]:
     """Read the demo's jobs, oldest first."""
     fields = (
-        "id", "type", "state", "idempotency_key", "reason", "accepted_at", "begun", "replay_of", "evidence",
-        "late_evidence", "rejection", "failures", "result",
+        "id", "type", "state", "idempotency_key", "reason", "accepted_at", "begun", "replay_of", "probe",
+        "evidence", "late_evidence", "rejection", "failures", "result",
     )  # fmt: skip
     return [_seen(row) for row in Job.objects.filter(type__in=TYPES).order_by("id").values(*fields).iterator()]
 
@@ -152,6 +120,7 @@ def _seen(row: Mapping[str, Any]) -> Seen:
         accepted=accepted.timestamp(),
         begun=row["begun"],
         replay=row["replay_of"] is not None,
+        probe=row["probe"],
         kind=evidence.get("kind") or "",
         ref=evidence.get("ref") or "",
         late=row["late_evidence"] or (),
@@ -168,19 +137,28 @@ def inbox() -> set[str]:
 
 def compare(before: World, seen: Sequence[Seen], after: World, *, kept: Collection[str] = ()) -> list[Row]:
     """Return every comparison; those with something `wrong` are disagreements. `kept` is the inbox."""
-    by_type: dict[str, dict[str, list[Seen]]] = {name: defaultdict(list) for name in TYPES}
-    for job in seen:
-        by_type[job.type][job.key].append(job)
-    lineages = {name: {key: Lineage(found) for key, found in keys.items()} for name, keys in by_type.items()}
-    began = after.began
+    began, told = after.began, after.probes
+    probes = _lineages(job for job in seen if job.probe)
+    probing = _probes(before.only(told.__contains__), probes, after.only(told.__contains__), began)
+    before, after = (world.only(lambda key: key not in told) for world in (before, after))
+    lineages = _lineages(job for job in seen if not job.probe)
     return [
         *_mails(before, lineages[WELCOME], after, began),
         *_callbacks(before, lineages[CRM], kept),
         *_contacts(before, lineages[CRM], after, began),
         *_invoices(before, lineages[BILLING], after, began),
         *_scores(before, lineages[SCORING], after, began),
-        *_requests(before, {job.id for job in seen}),
+        *_requests(before, {job.id for job in seen if not job.probe}),
+        *probing,
     ]
+
+
+def _lineages(seen: Iterable[Seen]) -> dict[str, Lineages]:
+    """Return lineages by type and idempotency key."""
+    by_type: dict[str, dict[str, list[Seen]]] = {name: defaultdict(list) for name in TYPES}
+    for job in seen:
+        by_type[job.type][job.key].append(job)
+    return {name: {key: Lineage(found) for key, found in keys.items()} for name, keys in by_type.items()}
 
 
 def _proven(what: str, lineages: Lineages, began: float, proof: Callable[[str, Seen], bool]) -> Row:
@@ -238,8 +216,8 @@ def _mails(before: World, lineages: Lineages, after: World, began: float) -> Ite
         began,
         lambda key, job: taken.get(job.ref) == mail.message_id(key),
     )
-    copies = Counter(_key_of(line["message_id"]) for line in before.mails)
-    lost = {_key_of(line["message_id"]) for line in before.mails if not line["answered"]}
+    copies = Counter(key_of(line["message_id"]) for line in before.mails)
+    lost = {key_of(line["message_id"]) for line in before.mails if not line["answered"]}
 
     def explain(key: str, lineage: Lineage) -> str:
         # Nobody asked the mail server after the last attempt: the check belongs to a further run.
@@ -247,10 +225,6 @@ def _mails(before: World, lineages: Lineages, after: World, began: float) -> Ite
 
     yield _known("welcome mails taken: their jobs are confirmed", copies, lineages, _confirmed, explain)
     yield _doubled("welcome mails taken twice: the job says maybe duplicate", copies, lineages)
-
-
-def _key_of(message_id: str) -> str:
-    return message_id.strip("<>").partition("@")[0]
 
 
 def _callbacks(before: World, lineages: Lineages, kept: Collection[str]) -> Iterator[Row]:
@@ -362,6 +336,30 @@ def _scores(before: World, lineages: Lineages, after: World, began: float) -> It
         lambda key, one: f"the run ended after it: {one.newest.reason}" if one.newest.reason in _CUT_OFF else "",
     )
     yield _doubled("scores computed twice: the job says maybe duplicate", counts, lineages)
+
+
+def _probes(before: World, lineages: Mapping[str, Lineages], after: World, began: float) -> Iterator[Row]:
+    """Compare probes, which are in no line above: whoever was told that it is one, and what the board confirmed."""
+    mails = {(key_of(line["message_id"]), line["queue_id"]) for line in after.mails}
+    called = {(line["key"], line["ref"]) for line in after.crm if line["event"] == "calling"}
+    booked = {(entry.key, entry.ref) for entry in after.entries}
+    computed = {line["key"] for line in after.scores}
+    proofs: Mapping[str, Callable[[str, Seen], bool]] = {
+        WELCOME: lambda key, job: (key, job.ref) in mails,
+        CRM: lambda key, job: (key, job.ref) in called,
+        BILLING: lambda key, job: (key, job.ref) in booked,
+        SCORING: lambda key, job: key in computed,
+    }
+    known = {key: lineage for keys in lineages.values() for key, lineage in keys.items()}
+    yield _known(
+        "probes that a provider saw: the board sent them as such", sorted(before.probes), known, lambda _: True
+    )
+    yield _proven(
+        "probes confirmed: the provider knows them as such",
+        known,
+        began,
+        lambda key, job: proofs[job.type](key, job),
+    )
 
 
 def _requests(before: World, known: set[str]) -> Iterator[Row]:

@@ -43,6 +43,8 @@ class Secrets:
     #: What Jobsboard and the demo's CRM sign their requests with, each its own.
     crm_secret: str
     crm_callback_secret: str
+    #: What alerts to the demo's pager are signed with.
+    pager_secret: str
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def draw_secrets() -> Secrets:
         encryption_keys=base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
         crm_secret=_webhook_secret(),
         crm_callback_secret=_webhook_secret(),
+        pager_secret=_webhook_secret(),
     )
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jobsboard.local.layout import CHECKOUT, Layout, Secrets
 from jobsboard.local.ports import LOOPBACK
@@ -21,6 +22,13 @@ POOL_SIZES = {"tier1": 4, "tier2": 3, "tier3": 2}
 #: Servers have the stages 0 and 1 (postgres.py, valkey.py).
 BEFORE_WORKERS, APPLICATION, AFTER_ALL = 2, 3, 4
 QUICKLY = ((signal.SIGTERM, 5.0),)
+
+
+class DemoPorts(NamedTuple):
+    """Where the demo's CRM and its pager listen: descriptors of sockets, or port numbers."""
+
+    crm: int
+    pager: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,45 +58,56 @@ class Entry:
 
 
 def demo_environment(env: Mapping[str, str], secrets: Secrets, *, stack: Layout) -> dict[str, str]:
-    """Say what the processes of a demo know beside the others: its handlers, its directory, its CRM."""
+    """Say what the processes of a demo know beside the others: its handlers, directory, CRM and pager."""
     allowed = [one for one in env.get("OUTBOUND_ALLOWED_CIDRS", "").split(",") if one.strip()]
     return {
         "JOBSBOARD_HANDLERS": "jobsboard.demo.handlers",
         "JOBSBOARD_DEMO_DIR": str(stack.demo),
         "CRM_SECRET": secrets.crm_secret,
         "CRM_CALLBACK_SECRET": secrets.crm_callback_secret,
-        # The CRM is on this machine; without this, a target on loopback is refused.
+        "PAGER_SECRET": secrets.pager_secret,
+        # CRM and pager are on this machine; without these, such targets are refused.
         "OUTBOUND_ALLOWED_CIDRS": ",".join(dict.fromkeys([*allowed, "127.0.0.1/32"])),
+        "WEBHOOK_ALLOW_HTTP": "1",
+        "WEBHOOK_ALLOWED_PORTS": "*",
     }
 
 
-def preparations(*, credentials: Path, crm_port: int | None) -> list[tuple[str, ...]]:
-    """List the commands that run to their end, in order, before any process starts; a CRM's port makes it a demo."""
+def preparations(*, credentials: Path, demo: DemoPorts | None) -> list[tuple[str, ...]]:
+    """List the commands that run to their end, in order, before any process starts; ports make it a demo."""
     commands: list[tuple[str, ...]] = [
         (*MANAGE, "migrate", "--no-input", "--verbosity", "1"),
         (*MANAGE, "ensure_admin", "--credentials", str(credentials)),
     ]
-    if crm_port is not None:
-        commands.append((*MANAGE, "demo_contracts", "--crm-url", f"http://{LOOPBACK}:{crm_port}/contacts"))
+    if demo is not None:
+        commands.append((*MANAGE, "demo_contracts", "--crm-url", f"http://{LOOPBACK}:{demo.crm}/contacts"))
+        commands.append((*MANAGE, "demo_endpoint", "--url", f"http://{LOOPBACK}:{demo.pager}/alerts"))
     return commands
 
 
-def table(*, web_socket: int, crm_socket: int | None, traffic: bool) -> list[Entry]:
-    """List the processes; the sockets are listening descriptors that web and the demo's CRM inherit."""
+def table(*, web_socket: int, demo: DemoPorts | None, traffic: bool) -> list[Entry]:
+    """List the processes; the sockets are listening descriptors that web and the demo's servers inherit."""
     entries = [_web(web_socket), Entry(name="scheduler", argv=(*MANAGE, "scheduler"))]
     entries += [_worker(tier, size) for tier, size in POOL_SIZES.items()]
-    if crm_socket is not None:
+    if demo is not None:
         entries += [
             Entry(name="mail-server", argv=(*MANAGE, "demo_mail_server"), stage=BEFORE_WORKERS, stop=QUICKLY),
             Entry(
                 name="crm",
-                argv=(*MANAGE, "demo_crm", "--fd", str(crm_socket)),
+                argv=(*MANAGE, "demo_crm", "--fd", str(demo.crm)),
                 stage=BEFORE_WORKERS,
                 stop=QUICKLY,
-                pass_fds=(crm_socket,),
+                pass_fds=(demo.crm,),
+            ),
+            Entry(
+                name="pager",
+                argv=(*MANAGE, "demo_pager", "--fd", str(demo.pager)),
+                stage=BEFORE_WORKERS,
+                stop=QUICKLY,
+                pass_fds=(demo.pager,),
             ),
         ]
-    if crm_socket is not None and traffic:
+    if demo is not None and traffic:
         entries.append(Entry(name="traffic", argv=(*MANAGE, "demo_traffic"), stage=AFTER_ALL, stop=QUICKLY))
     return sorted(entries, key=lambda entry: entry.stage)
 

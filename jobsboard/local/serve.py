@@ -12,10 +12,12 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from jobsboard.local import layout, leftovers, logs, ports, processes, stack
 from jobsboard.local.errors import LocalStackError, StopRequested, UsageError
 from jobsboard.local.layout import Layout
+from jobsboard.local.processes import DemoPorts
 from jobsboard.local.supervise import Child, Supervisor, describe, say
 
 READY_SECONDS = 120.0
@@ -58,17 +60,16 @@ def _serve(supervisor: Supervisor, home: Layout, web: socket.socket, *, demo: bo
     secrets = home.secrets()
     servers = stack.start_servers(supervisor, home, secrets)
     env = stack.environment(servers, secrets, stack=home, url=url)
-    crm = _crm_socket(home) if demo else None
-    if crm is not None:
+    held = _demo_sockets(home) if demo else None
+    if held is not None:
         env |= processes.demo_environment(env, secrets, stack=home)
     say(f"servers up after {time.monotonic() - begun:.1f} s; logs in {home.logs}")
-    crm_port = None if crm is None else crm.getsockname()[1]
-    for argv in processes.preparations(credentials=home.credentials, crm_port=crm_port):
+    ports_of = None if held is None else DemoPorts(*(one.getsockname()[1] for one in held))
+    for argv in processes.preparations(credentials=home.credentials, demo=ports_of):
         stack.run_step(supervisor, argv, stack=home, env=env)
     supervisor.on_change = lambda: home.write_note(stack.note(env, url=url, supervisor=supervisor))
-    entries = processes.table(
-        web_socket=web.fileno(), crm_socket=None if crm is None else crm.fileno(), traffic=traffic
-    )
+    sockets = None if held is None else DemoPorts(*(one.fileno() for one in held))
+    entries = processes.table(web_socket=web.fileno(), demo=sockets, traffic=traffic)
     children = _start_all(supervisor, home, env, entries)
     # Commands may join as soon as the database is ready for them; they need not wait for the web.
     supervisor.on_change()
@@ -80,13 +81,16 @@ def _serve(supervisor: Supervisor, home: Layout, web: socket.socket, *, demo: bo
         supervisor.wait(lambda: False, seconds=60.0)
 
 
-def _crm_socket(home: Layout) -> socket.socket:
-    """Bind the CRM's port, the one of the last start if it is free: it stands in a contract.
+def _demo_sockets(home: Layout) -> list[socket.socket]:
+    """Bind the ports of the demo's servers, those of the last start if they are free: they stand in its database.
 
-    The supervisor holds it as long as it lives, so that a CRM that is restarted refuses nobody.
+    The supervisor holds them as long as it lives, so that a server that is restarted refuses nobody.
     """
     home.demo.mkdir(mode=0o700, exist_ok=True)
-    kept = home.demo / "crm_port"
+    return [_kept_socket(home.demo / f"{name}_port") for name in DemoPorts._fields]
+
+
+def _kept_socket(kept: Path) -> socket.socket:
     rather: int | None = None
     with contextlib.suppress(FileNotFoundError, ValueError):
         rather = int(kept.read_text(encoding="utf-8"))

@@ -34,6 +34,9 @@ SHARED_NAMES = (
     "JOBSBOARD_DEMO_DIR",
     "CRM_SECRET",
     "CRM_CALLBACK_SECRET",
+    "PAGER_SECRET",
+    "WEBHOOK_ALLOW_HTTP",
+    "WEBHOOK_ALLOWED_PORTS",
 )
 #: Settings of the user's own that tests and measurements must not see.
 FOREIGN_NAMES = (

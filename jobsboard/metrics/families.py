@@ -7,7 +7,7 @@ of its counters from the moment that it exists: one that appeared with its first
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -53,6 +53,7 @@ class Snapshot:
     ages: Mapping[tuple[int, str, float], float]
     limbo: Mapping[str, int]
     processes: Iterable[probes.Process]
+    sent: Sequence[outcomes.ProbeNow] = ()
 
     @property
     def pairs(self) -> list[Pair]:
@@ -87,6 +88,7 @@ def read() -> Snapshot:
         ages=probes.ages(waiting),
         limbo=probes.limbo(),
         processes=probes.processes(),
+        sent=outcomes.probes(),
     )
 
 
@@ -98,6 +100,7 @@ def families(seen: Snapshot) -> Iterator[Metric]:
     yield from _histograms(seen)
     yield from _now(seen)
     yield from _processes(seen)
+    yield from _probes(seen)
 
 
 def _promise(seen: Snapshot) -> Iterator[Metric]:
@@ -246,6 +249,29 @@ def _processes(seen: Snapshot) -> Iterator[Metric]:
     yield _gauge("worker_memory_bytes", "Resident memory of live workers with their children.", ("queues",), memory)
     yield _gauge("schedulers", "Live schedulers.", (), {(): schedulers})
     yield _gauge("scheduler_up", "1 while a scheduler lives.", (), {(): int(schedulers > 0)})
+
+
+def _probes(seen: Snapshot) -> Iterator[Metric]:
+    # Of a type that is held nothing is known: what was true before is no reason to wake somebody up.
+    known = [one for one in seen.sent if one.passes is not None and not one.paused]
+    yield _gauge(
+        "probe_success",
+        "1: the last probe of the type was confirmed in its window; 0: it was not. Absent while the type is held.",
+        _PAIR,
+        {(one.tier, one.type): int(bool(one.passes)) for one in known},
+    )
+    yield _gauge(
+        "probe_last_success_timestamp_seconds",
+        "When a probe of the type was confirmed in its window last.",
+        _PAIR,
+        {(one.tier, one.type): one.last_ok_at.timestamp() for one in seen.sent if one.last_ok_at is not None},
+    )
+    yield _gauge(
+        "probe_duration_seconds",
+        "From ready to confirmed, of the last probe that was confirmed in its window.",
+        _PAIR,
+        {(one.tier, one.type): one.took_seconds for one in seen.sent if one.took_seconds is not None},
+    )
 
 
 def _workers_of(seen: Snapshot, tier: int, pool: str) -> int:

@@ -25,21 +25,23 @@ LIMBO_AT_MOST: Final = 1_000
 LIMBO_SECONDS: Final = 30
 
 # Index job_open, oldest first: the rank from the oldest is what a quantile of ages costs. Running jobs are not in it.
-# Each stretch is read once, not again for each rank.
+# Each stretch is read once, not again for each rank. There may be fewer jobs than were counted: the counts are as old
+# as the last fold.
 _AGES: Final = """
 WITH ranked AS MATERIALIZED (
-  SELECT w.tier, w.type, j.rank, j.ready_at
+  SELECT w.tier, w.type, j.rank, j.ready_at, max(j.rank) OVER (PARTITION BY w.tier, w.type) AS last
   FROM unnest(%(tiers)s::smallint[], %(types)s::text[], %(look)s::integer[]) AS w (tier, type, look)
   CROSS JOIN LATERAL (
     SELECT ready_at, row_number() OVER (ORDER BY ready_at) AS rank FROM (
       SELECT ready_at FROM queues_job
       WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation') AND tier = w.tier AND type = w.type
+        AND NOT probe
       ORDER BY ready_at LIMIT w.look) AS oldest
   ) AS j
 )
-SELECT tier, type, rank, greatest(extract(epoch FROM jobs_now() - ready_at), 0)::float8
-FROM ranked JOIN unnest(%(of_tier)s::smallint[], %(of_type)s::text[], %(ranks)s::integer[]) AS r (tier, type, rank)
-  USING (tier, type, rank)
+SELECT r.tier, r.type, r.rank, greatest(extract(epoch FROM jobs_now() - j.ready_at), 0)::float8
+FROM ranked j JOIN unnest(%(of_tier)s::smallint[], %(of_type)s::text[], %(ranks)s::integer[]) AS r (tier, type, rank)
+  ON r.tier = j.tier AND r.type = j.type AND j.rank = least(r.rank, j.last)
 """
 
 # Indexes job_lease, job_awaiting and job_expiry.

@@ -16,7 +16,8 @@ from django.templatetags.static import static
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
-from jobsboard.board import chart, rates, svg
+from jobsboard import durations
+from jobsboard.board import chart, probe_strip, rates, svg
 from jobsboard.board import timeline as life_of
 
 register = template.Library()
@@ -74,7 +75,7 @@ def tier(number: int) -> SafeString:
 def duration(seconds: float | Decimal | None, none: str = "no data") -> str:
     """420ms, 9.4s, 6m 12s, 2h 05m; `none` in grey when not known."""
     known = svg.finite(seconds)
-    return _muted(none) if known is None else svg.duration(known)
+    return _muted(none) if known is None else durations.duration(known)
 
 
 @register.simple_tag
@@ -200,6 +201,12 @@ def meter(
 def bars(counts: Sequence[int], state: str = "dead", label: str = "", width: int = 84, height: int = 22) -> SafeString:
     """A count per equal slice of time."""
     return _drawn(svg.bars(counts, state=state, label=label, width=width, height=height))
+
+
+@register.simple_tag
+def strip(ticks: Sequence[probe_strip.Tick], size: int, label: str) -> SafeString:
+    """The last runs of a probe, the newest right."""
+    return _drawn(probe_strip.strip(ticks, size=size, label=label))
 
 
 @register.simple_tag

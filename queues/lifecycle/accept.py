@@ -32,6 +32,7 @@ class NewJob:
     delay_seconds: float | None
     publish: bool
     trace: dict[str, str] | None
+    probe: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ WITH item AS MATERIALIZED (
   FROM json_to_recordset(%(items)s::json) AS i (position integer, type text, contract_version integer, tier smallint,
     priority smallint, payload text, request_hash text, dedupe_key text, dedupe_window_seconds integer, "group" text,
     attempt_limit smallint, window_seconds integer, max_age_seconds float8, run_at timestamptz, delay_seconds float8,
-    publish boolean, trace jsonb)
+    publish boolean, trace jsonb, probe boolean)
   JOIN queues_jobtype c ON c.name = i.type AND c.enabled
   CROSS JOIN (SELECT jobs_clock() AS now) AS t
   ORDER BY i.position
@@ -87,15 +88,15 @@ WITH item AS MATERIALIZED (
 ), moved AS (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
     idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, entered_at, due_at, expires_at,
-    published_at, root, trace)
+    published_at, root, trace, probe)
   SELECT i.id, i.type, i.tier, i.priority, i.contract_version, i.payload::json, decode(i.request_hash, 'hex'),
     i.dedupe_key,
     {_IDEMPOTENCY_KEY}, i."group", i.attempt_limit, i.window_seconds, i.accepted_at, i.ready_at, i.ready_at, i.ready_at,
     i.ready_at + make_interval(secs => i.max_age_seconds),
-    CASE WHEN i.publish AND i.ready_at <= i.accepted_at THEN i.accepted_at END, i.id, i.trace
+    CASE WHEN i.publish AND i.ready_at <= i.accepted_at THEN i.accepted_at END, i.id, i.trace, i.probe
   FROM item i LEFT JOIN held h ON h.job_id = i.id
   WHERE i.dedupe_key IS NULL OR h.job_id IS NOT NULL
-  RETURNING id, type, tier, accepted_at, ready_at, window_seconds
+  RETURNING id, type, tier, accepted_at, ready_at, window_seconds, probe
 ), counted AS ({
     delta(
         (EPOCH, "'open.accepted'", "-1", "1"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from queues.lifecycle.settle import LAST_CHECK, SETTLED_ROWS, STAGE_LEFT, fingerprint_of, with_failure
+from queues.lifecycle.settle import LAST_CHECK, SETTLED_ROWS, STAGE_LEFT, fingerprint_of, left_open, with_failure
 from queues.lifecycle.sql import BETWEEN, STATE, delta, execute, named, records, transition, uuids
 from queues.lifecycle.sweep import CHECKS_LOST_MOST, UNCONFIRMED_STORY
 from queues.states import JobState
@@ -97,7 +97,7 @@ WITH item AS (
     evidence = CASE h.state WHEN 'confirmed' THEN h.evidence || jsonb_build_object('at', h.now, 'run', h.fence) END,
     result = coalesce(h.result, j.result),
     reason = CASE h.state WHEN 'dead' THEN CASE h.outcome WHEN 'rejected' THEN 'rejected' ELSE 'unconfirmed' END END,
-    resolution = CASE h.state WHEN 'dead' THEN 'open' END,
+    {left_open("h.state = 'dead'")},
     checks = 0,
     check_failures = CASE h.outcome WHEN 'failed' THEN least(j.check_failures + 1, 1000) ELSE 0 END,
     polled = h.state = 'awaiting_confirmation',

@@ -9,7 +9,15 @@ from enum import StrEnum
 from uuid import UUID
 
 from queues.lifecycle.settle import NOTES_KEPT as NOTES_KEPT
-from queues.lifecycle.settle import SETTLED_ROWS, STAGE_LEFT, STANDING, fingerprint_of, suspected, with_failure
+from queues.lifecycle.settle import (
+    SETTLED_ROWS,
+    STAGE_LEFT,
+    STANDING,
+    fingerprint_of,
+    left_open,
+    suspected,
+    with_failure,
+)
 from queues.lifecycle.sql import BETWEEN, STATE, delta, named, records, transition
 from queues.states import JobState
 
@@ -133,7 +141,7 @@ WITH item AS (
     rejection = CASE WHEN NOT h.positive AND h.applied IN ('kept', 'rejected', 'retrying')
       THEN h.said || jsonb_build_object('fence', h.run, 'retryable', h.retryable, 'at', h.now) ELSE j.rejection END,
     reason = CASE h.applied WHEN 'rejected' THEN 'rejected' ELSE j.reason END,
-    resolution = CASE h.applied WHEN 'rejected' THEN 'open' ELSE j.resolution END,
+    {left_open("h.applied = 'rejected'", "j.resolution")},
     due_at = CASE WHEN h.applied IN ('confirmed', 'rejected') THEN NULL
       WHEN h.applied = 'retrying' AND h.was = 'awaiting_confirmation' THEN h.now + make_interval(secs => h.retry_in)
       ELSE j.due_at END,
@@ -158,7 +166,8 @@ WITH item AS (
 ), moved AS (SELECT * FROM changed WHERE state <> was),
 counted AS ({delta(*SETTLED_ROWS, STAGE_LEFT)}), noted AS (
   INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
-  SELECT date_trunc('minute', left_at), type, tier, 'late_evidence', -1, 1, 0 FROM changed WHERE applied = 'late'
+  SELECT date_trunc('minute', left_at), type, tier, 'late_evidence', -1, 1, 0 FROM changed
+  WHERE applied = 'late' AND NOT probe
 ), {
     suspected(
         "changed",

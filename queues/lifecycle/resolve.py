@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from queues.lifecycle.accept import idempotency_key
-from queues.lifecycle.settle import SETTLED_ROWS, STAGE_LEFT
+from queues.lifecycle.settle import SETTLED_ROWS, STAGE_LEFT, left_open
 from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named, transition
 from queues.states import JobState, Reason
 
@@ -49,7 +49,7 @@ WITH hit AS MATERIALIZED (
     entered_at = CASE h.was WHEN 'processing' THEN j.entered_at ELSE h.now END,
     unknown_end = j.unknown_end OR h.was = 'awaiting_confirmation',
     reason = %(reason)s,
-    resolution = CASE h.was WHEN 'processing' THEN NULL ELSE 'open' END
+    {left_open("h.was <> 'processing'")}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.begun, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.since, h.now AS left_at
@@ -74,7 +74,7 @@ WITH hit AS MATERIALIZED (
   ORDER BY j.id FOR UPDATE OF j
 ), moved AS (
   UPDATE queues_job j SET resolution = %(resolution)s, resolved_at = jobs_clock(), resolved_by = %(by)s
-  FROM hit h WHERE {BETWEEN} AND j.id = h.id RETURNING j.id, j.type, j.tier
+  FROM hit h WHERE {BETWEEN} AND j.id = h.id RETURNING j.id, j.type, j.tier, j.probe
 ), counted AS ({delta((EPOCH, "'open.dead'", "-1", "-1"))})
 SELECT id FROM moved
 """
@@ -103,7 +103,7 @@ WITH parent AS MATERIALIZED (
   UPDATE queues_job j SET replayed_by = p.child, resolution = 'replayed', resolved_at = p.now, resolved_by = %(by)s
   FROM parent p LEFT JOIN (TABLE key UNION ALL TABLE fresh) AS held ON held.job_id = p.child
   WHERE {BETWEEN} AND j.id = p.id AND (held.job_id IS NOT NULL OR (p.dedupe_key IS NULL AND NOT p.other))
-  RETURNING j.id, j.type, j.tier, j.state
+  RETURNING j.id, j.type, j.tier, j.state, j.probe
 ), child AS (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
     idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, entered_at, due_at, expires_at,
@@ -116,10 +116,11 @@ WITH parent AS MATERIALIZED (
     CASE WHEN p.other OR p.reason IS NOT DISTINCT FROM 'rejected' THEN NULL ELSE p.reference END,
     p.unknown_end AND NOT p.other, p.trace
   FROM parent p JOIN marked ON marked.id = p.id
-  RETURNING id, type, tier, accepted_at
+  RETURNING id, type, tier, probe, accepted_at
 ), moved AS (
-  SELECT type, tier, CASE state WHEN 'dead' THEN -1 ELSE 0 END AS dead, 0 AS born, NULL::timestamptz AS at FROM marked
-  UNION ALL SELECT type, tier, 0, 1, accepted_at FROM child
+  SELECT type, tier, probe, CASE state WHEN 'dead' THEN -1 ELSE 0 END AS dead, 0 AS born, NULL::timestamptz AS at
+  FROM marked
+  UNION ALL SELECT type, tier, probe, 0, 1, accepted_at FROM child
 ), counted AS ({
     delta(
         (EPOCH, "'open.dead'", "-1", "m.dead"),

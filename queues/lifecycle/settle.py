@@ -75,6 +75,17 @@ LAST_CHECK = "greatest(h.now + interval '1 second', j.expires_at - interval '10 
 """When a polled job is asked at the latest: past its max age nobody asks any more."""
 
 
+def left_open(ended: str, otherwise: str = "NULL") -> str:
+    """Return SQL that leaves a job, which ends without its outcome where `ended` holds, for somebody to resolve.
+
+    Not a probe: nobody replays it or has to look at it, and it goes by its age.
+    """
+    return f"""resolution = CASE WHEN {ended} THEN CASE WHEN j.probe THEN 'ignored' ELSE 'open' END
+      ELSE {otherwise} END,
+    resolved_at = CASE WHEN {ended} AND j.probe THEN h.now ELSE j.resolved_at END,
+    resolved_by = CASE WHEN {ended} AND j.probe THEN 'probe' ELSE j.resolved_by END"""
+
+
 def with_failure(failure: str) -> str:
     """Return SQL for a job's failures with one more, of the run that `h.now` ends; the newest are kept."""
     return (
@@ -141,7 +152,7 @@ def suspected(source: str, *kinds: tuple[str, str, str]) -> str:
     """Return CTEs that keep and count signs of duplicate effects in the rows of `source`, which has id, type, tier.
 
     Shape of a kind: its name, SQL that says whether the row `m` is one, SQL for its detail. The rows have `run`, the
-    fence that it is about, and `left_at`.
+    fence that it is about, `left_at` and `probe`: of a probe none is kept.
     """
     rows = ", ".join(f"('{kind}', {found}, {detail})" for kind, found, detail in kinds)
     some = " OR ".join(found for _, found, _ in kinds)
@@ -149,7 +160,7 @@ def suspected(source: str, *kinds: tuple[str, str, str]) -> str:
   INSERT INTO queues_suspectedduplicate (type, tier, kind, job_id, fence, at, detail)
   SELECT m.type, m.tier, s.kind, m.id, m.run, m.left_at, jsonb_strip_nulls(s.detail)
   FROM {source} m CROSS JOIN LATERAL (VALUES {rows}) AS s (kind, found, detail)
-  WHERE ({some}) AND s.found ORDER BY m.id
+  WHERE NOT m.probe AND ({some}) AND s.found ORDER BY m.id
   RETURNING type, tier, kind, at
 ), signs_counted AS (
   INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
@@ -213,7 +224,7 @@ WITH item AS (
         'ref', h.said, 'run', h.fence, 'outcome', 'confirmed', 'at', h.now) ELSE j.late_evidence END,
     result = coalesce(h.result, j.result),
     reason = CASE h.state WHEN 'dead' THEN h.why WHEN 'expired' THEN 'stale' WHEN 'cancelled' THEN j.reason END,
-    resolution = CASE WHEN h.state IN ('dead', 'expired', 'cancelled') THEN 'open' END,
+    {left_open("h.state IN ('dead', 'expired', 'cancelled')")},
     attempt = j.attempt - h.given_back::integer,
     begun = j.begun - h.given_back::integer,
     checks = 0,
@@ -279,7 +290,7 @@ SUPERSEDED = """
 INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
 SELECT date_trunc('minute', jobs_clock()), j.type, j.tier, 'superseded', -1, count(*), 0
 FROM queues_job j JOIN unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fence) ON i.id = j.id
-WHERE j.id = ANY(%(ids)s::uuid[])
+WHERE j.id = ANY(%(ids)s::uuid[]) AND NOT j.probe
   AND (j.fence > i.fence OR (j.state = 'retrying'
     AND j.failures -> -1 ->> 'error_class' IN ('WorkerLost', 'HardTimeLimitExceeded')))
 GROUP BY j.type, j.tier

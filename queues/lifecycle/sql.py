@@ -8,6 +8,7 @@ import msgspec
 from django.db import connection
 
 from queues.faults import fault
+from queues.states import WAITING, WAITING_PROBES
 
 STATE = "(j.state || '')"
 """The state as an expression: a statement that names its ids must find them by the primary key. With the bare column
@@ -19,6 +20,9 @@ to plan than a second list of a hundred ids."""
 
 EPOCH = "to_timestamp(0)"
 """The time of counts that have none: how many jobs are in a state now."""
+
+_WAITING = "(" + ", ".join(f"'open.{state}'" for state in WAITING) + ")"
+"""The measures of states that a claim may take."""
 
 
 FIRST_PLACE = "least(h.now, j.ready_at + make_interval(secs => j.fence * 0.000001))"
@@ -41,8 +45,9 @@ def delta(*rows: tuple[str, str, str, str] | tuple[str, str, str, str, str]) -> 
 
     Shape of a row: SQL for at, measure, bucket and n, and the window where it matters. A row without a time or with
     n = 0 is not written. The expressions are computed once for each job and grouped before they fan out into rows.
+    A probe is in no number of the business: it is only counted as one while it waits, for the stage to find it.
     """
-    keys: dict[str, str] = {"m.type": "type", "m.tier": "tier"}
+    keys: dict[str, str] = {"m.type": "type", "m.tier": "tier", "m.probe": "probe"}
 
     def column(sql: str, cast: str) -> str:
         if "m." not in sql:
@@ -56,13 +61,14 @@ def delta(*rows: tuple[str, str, str, str] | tuple[str, str, str, str, str]) -> 
     )
     return f"""
     INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
-    SELECT d.at, g.type, g.tier, d.measure, d.bucket, sum(d.n * g.jobs), max(d.w)
+    SELECT d.at, g.type, g.tier, CASE WHEN g.probe THEN 'open.{WAITING_PROBES}' ELSE d.measure END, d.bucket,
+      sum(d.n * g.jobs), max(d.w)
     FROM (
       SELECT {", ".join(f"{sql} AS {name}" for sql, name in keys.items())}, count(*) AS jobs FROM moved m
       GROUP BY {", ".join(map(str, range(1, len(keys) + 1)))}
     ) AS g CROSS JOIN LATERAL (VALUES {values}) AS d (at, measure, bucket, n, w)
-    WHERE d.n <> 0 AND d.at IS NOT NULL
-    GROUP BY d.at, g.type, g.tier, d.measure, d.bucket
+    WHERE d.n <> 0 AND d.at IS NOT NULL AND (NOT g.probe OR d.measure IN {_WAITING})
+    GROUP BY 1, 2, 3, 4, 5
     """
 
 

@@ -10,6 +10,7 @@ from queues.lifecycle.settle import (
     SETTLED_ROWS,
     STAGE_LEFT,
     fingerprint_of,
+    left_open,
     suspected,
     with_failure,
 )
@@ -58,7 +59,7 @@ hit AS MATERIALIZED (
     due_at = CASE h.state WHEN 'retrying' THEN {FIRST_PLACE} END,
     settled_at = CASE WHEN h.state <> 'retrying' THEN h.now END,
     reason = CASE h.state WHEN 'dead' THEN h.why WHEN 'cancelled' THEN j.reason END,
-    resolution = CASE WHEN h.state IN ('dead', 'cancelled') THEN 'open' END,
+    {left_open("h.state IN ('dead', 'cancelled')")},
     fingerprint = CASE WHEN h.state <> 'dead' THEN j.fingerprint
       WHEN h.why = 'rejected' THEN {fingerprint_of("Rejected")} ELSE {fingerprint_of("WorkerLost")} END,
     failures = {with_failure(_LOST_STORY)}
@@ -91,8 +92,8 @@ WITH hit AS MATERIALIZED (
     AND j.expires_at <= jobs_now()
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
-  UPDATE queues_job j SET state = h.state, due_at = NULL, settled_at = h.now, entered_at = h.now, resolution = 'open',
-    unknown_end = j.unknown_end OR h.was = 'awaiting_confirmation',
+  UPDATE queues_job j SET state = h.state, due_at = NULL, settled_at = h.now, entered_at = h.now,
+    {left_open("true")}, unknown_end = j.unknown_end OR h.was = 'awaiting_confirmation',
     reason = CASE h.was WHEN 'awaiting_confirmation' THEN 'unconfirmed' ELSE 'stale' END
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
@@ -127,7 +128,7 @@ WITH hit AS MATERIALIZED (
     due_at = CASE h.state WHEN 'retrying' THEN h.now END,
     settled_at = CASE h.state WHEN 'dead' THEN h.now END,
     reason = CASE h.state WHEN 'dead' THEN 'unconfirmed' END,
-    resolution = CASE h.state WHEN 'dead' THEN 'open' END,
+    {left_open("h.state = 'dead'")},
     fingerprint = {fingerprint_of("Unconfirmed")},
     failures = {with_failure(UNCONFIRMED_STORY)}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id

@@ -11,6 +11,7 @@ from queues.models.outcome import (
     StateCount,
     SuspectedDuplicate,
 )
+from queues.models.probe import Probe, ProbeRun
 from queues.models.worker import AuditEntry, WorkerProcess
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "OutcomeBuckets",
     "OutcomeDelta",
     "OutcomeRollup",
+    "Probe",
+    "ProbeRun",
     "StateCount",
     "StepResult",
     "SuspectedDuplicate",

@@ -152,6 +152,9 @@ class JobType(models.Model):
     redact = models.JSONField(default=list, blank=True)
     schema = models.JSONField(default=dict, blank=True)
     probe_every_seconds = models.PositiveIntegerField(default=0)
+    probe_payload = models.JSONField(
+        default=dict, blank=True, db_default=models.Value({}, output_field=models.JSONField())
+    )
 
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     changed_at = models.DateTimeField(db_default=Now(), editable=False)

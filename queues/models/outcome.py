@@ -121,7 +121,10 @@ class SuspectedDuplicate(models.Model):
 
 
 class StateCount(models.Model):
-    """How many jobs of a type are in an open state now, and how many dead letters are unresolved, as far as folded."""
+    """How many jobs of a type are in an open state now, and how many dead letters are unresolved, as far as folded.
+
+    Probes are in none of these; those that wait are counted as the state `probe`.
+    """
 
     pk = models.CompositePrimaryKey("type", "tier", "state")
     type = models.CharField(max_length=64, db_collation="C")

@@ -16,6 +16,8 @@ from queues.states import OPEN, WAITING, JobState
 LOOK_AT_MOST: Final = 10_000
 """Rows that a filter without an index of its own may look at in one request."""
 PAGE: Final = 50
+LOOK_FIRST: Final = 4 * PAGE
+"""Rows that a list without a filter looks at first: probes are left out of it, and mostly few lie between."""
 _LINEAGE_MAX: Final = 50
 
 
@@ -87,7 +89,7 @@ _LAST_ERROR: Final = (
 )
 _OPEN: Final = ", ".join(f"'{state}'" for state in OPEN)
 _WAITING: Final = ", ".join(f"'{state}'" for state in WAITING)
-_FROM_JOBS: Final = 'SELECT id, type, tier, state, reason, resolution, "group" FROM queues_job'
+_FROM_JOBS: Final = 'SELECT id, type, tier, state, reason, resolution, "group", probe FROM queues_job'
 
 # Small states are read whole from their partial index; the order is the index's, so that it is the plan.
 _SUBSETS: Final[Mapping[str, str]] = {
@@ -124,6 +126,19 @@ _LINEAGE: Final = """lineage (id, n) AS (
 ), """
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where candidates come from. `lead`: CTEs before it. `cap`: rows that a bounded look reads of each source.
+
+    `first`: a short look, in which a list without a filter finds its page unless many probes lie between.
+    """
+
+    sql: str
+    cap: int | None = None
+    lead: str = ""
+    first: bool = False
+
+
 def jobs(
     wanted: JobFilter,
     *,
@@ -135,23 +150,35 @@ def jobs(
     """Return one page. `types` are all types; `counts` says how many jobs of all types are in each open state.
 
     A key is looked up, a small state and dead letters are read from their index; anything else looks at the newest
-    10,000 jobs (of its type), and the next page goes on from there.
+    10,000 jobs (of its type), and the next page goes on from there. Probes are in no list.
     """
     backwards = before is not None
-    source = _source(wanted, types=types, counts=counts, backwards=backwards)
+    params = _params(wanted, types=types, after=after, before=before)
+    for far in (False, True):
+        source = _source(wanted, types=types, counts=counts, backwards=backwards, far=far)
+        rows, looked, edge = _look(source, wanted, params, backwards=backwards)
+        if len(rows) > PAGE or looked < LOOK_FIRST or not source.first:
+            break
+    # A list without a filter says how far it looked only if that was not to the end.
+    shown = None if source.cap is None or source.first or (far and edge is None) else looked
+    return _page(rows, looked=shown, edge=edge, after=after, before=before)
+
+
+def _look(
+    source: _Source, wanted: JobFilter, params: Mapping[str, Any], *, backwards: bool
+) -> tuple[list[JobRow], int, UUID | None]:
+    """Read from a source. Shape: the rows that fit, how many were looked at, how far that was if not to the end."""
     sql = _PAGE.format(
         before=source.lead, source=source.sql, each="type" if wanted.dead_letters else "()",
-        where=_where(wanted, after=after, before=before), select=_SELECT, error=_LAST_ERROR,
+        where=_where(wanted, after=params["after"], before=params["before"]), select=_SELECT, error=_LAST_ERROR,
         order="ASC" if backwards else "DESC", far="DESC" if backwards else "ASC", within="<=" if backwards else ">=",
     )  # fmt: skip
-    params = {**_params(wanted, types=types, after=after, before=before), "cap": source.cap}
     with connection.cursor() as cursor:
-        cursor.execute(sql, params)
+        cursor.execute(sql, {**params, "cap": source.cap})
         found = cursor.fetchall()
     names = (*_COLUMNS, "error_class", "message")
     rows = [JobRow(**dict(zip(names, row[2:], strict=True))) for row in found if row[2] is not None]
-    looked = None if source.cap is None else found[0][0]
-    return _page(rows, looked=looked, edge=found[0][1], after=after, before=before)
+    return rows, found[0][0], found[0][1]
 
 
 def _page(
@@ -170,17 +197,10 @@ def _page(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """Where candidates come from. `lead`: CTEs before it. `cap`: rows that a bounded look reads of each source."""
-
-    sql: str
-    cap: int | None = None
-    lead: str = ""
-
-
-def _source(wanted: JobFilter, *, types: Sequence[str], counts: Mapping[str, int], backwards: bool) -> _Source:
-    """Choose where candidates come from."""
+def _source(
+    wanted: JobFilter, *, types: Sequence[str], counts: Mapping[str, int], backwards: bool, far: bool
+) -> _Source:
+    """Choose where candidates come from. `far`: as many as may be looked at."""
     order = "ASC" if backwards else "DESC"
     if wanted.key is not None:
         return _Source(sql=f"{_FROM_JOBS} JOIN lineage USING (id)", lead=_LINEAGE.format(most=_LINEAGE_MAX))
@@ -192,10 +212,10 @@ def _source(wanted: JobFilter, *, types: Sequence[str], counts: Mapping[str, int
     if subset is not None and size < LOOK_AT_MOST:
         return _Source(sql=f"{_FROM_JOBS} WHERE {subset} LIMIT {LOOK_AT_MOST}")
     one_type = " AND type = %(type)s" if wanted.type is not None else ""
-    filtered = bool(wanted.tiers or wanted.state or wanted.reason or wanted.group)
-    limit = LOOK_AT_MOST if filtered else PAGE + 1
+    first = not (far or wanted.tiers or wanted.state or wanted.reason or wanted.group)
+    limit = LOOK_FIRST if first else LOOK_AT_MOST
     sql = f"{_FROM_JOBS} WHERE {page}{one_type} ORDER BY id {order} LIMIT {limit}"
-    return _Source(sql=sql, cap=limit if filtered else None)
+    return _Source(sql=sql, cap=limit, first=first)
 
 
 def _dead_letters(wanted: JobFilter, *, order: str, page: str, types: int) -> _Source:
@@ -225,7 +245,7 @@ def _times(wanted: JobFilter) -> list[str]:
 
 
 def _where(wanted: JobFilter, *, after: UUID | None, before: UUID | None) -> str:
-    where = ["true", *_times(wanted)]
+    where = ["NOT probe", *_times(wanted)]
     for condition, sql in (
         (after, "id < %(after)s"),
         (before, "id > %(before)s"),
@@ -258,10 +278,10 @@ def _first_id(at: dt.datetime | None) -> UUID | None:
 _OLDEST: Final = f"""
 SELECT {_SELECT}, {_LAST_ERROR} FROM queues_job j WHERE id IN (
   (SELECT id FROM queues_job WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation')
-    AND tier = ANY(%(tiers)s::smallint[]) AND type = %(type)s ORDER BY ready_at LIMIT %(limit)s)
+    AND tier = ANY(%(tiers)s::smallint[]) AND type = %(type)s AND NOT probe ORDER BY ready_at LIMIT %(limit)s)
   UNION ALL
   (SELECT id FROM queues_job WHERE state = 'processing' AND tier = ANY(%(tiers)s::smallint[]) AND type = %(type)s
-    ORDER BY ready_at LIMIT %(limit)s)
+    AND NOT probe ORDER BY ready_at LIMIT %(limit)s)
 ) ORDER BY ready_at LIMIT %(limit)s
 """  # noqa: S608 (columns only)
 

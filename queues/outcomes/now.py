@@ -19,20 +19,23 @@ SELECT v.n, jobs_now(), v.folded_at,
   (SELECT jsonb_agg(jsonb_build_array(c.name, c.tier_id, c.version, c.window_seconds,
       coalesce(c.target_ratio, t.target_ratio), c.enabled, c.paused, c.pool, c.provider_key_ttl_seconds,
       t.retry_budget)
-      ORDER BY c.name) FROM queues_jobtype c JOIN queues_tier t ON t.number = c.tier_id)
+      ORDER BY c.name) FROM queues_jobtype c JOIN queues_tier t ON t.number = c.tier_id),
+  (SELECT count(*) FROM queues_probe p JOIN queues_jobtype c ON c.name = p.type AND c.enabled AND NOT c.paused
+    WHERE p.failures > 0)
 FROM queues_boardversion v WHERE v.id = 1
 """
 
-# Index job_open: one probe per pair and partition, however many jobs there are. Running jobs are as few as bodies.
+# Index job_open: one look per pair and partition, however many jobs there are. Running jobs are as few as bodies. A job
+# of ours (`probe`) is nobody's oldest; of each type at most one or two are open.
 _OLDEST: Final = """
 SELECT w.tier, w.type, j.ready_at FROM unnest(%(tiers)s::smallint[], %(types)s::text[]) AS w (tier, type)
 CROSS JOIN LATERAL (
   SELECT ready_at FROM queues_job
-  WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation') AND tier = w.tier AND type = w.type
+  WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation') AND tier = w.tier AND type = w.type AND NOT probe
   ORDER BY ready_at LIMIT 1
 ) AS j
 UNION ALL
-SELECT tier, type, min(ready_at) FROM queues_job WHERE state = 'processing' GROUP BY tier, type
+SELECT tier, type, min(ready_at) FROM queues_job WHERE state = 'processing' AND NOT probe GROUP BY tier, type
 """
 
 _POOLS: Final = """
@@ -81,7 +84,10 @@ class Board:
     types: Mapping[str, TypeNow]
     tiers: Mapping[int, TierNow]
     counts: Mapping[tuple[int, str], Mapping[str, int]]
-    """(tier, type) → state → jobs. A type that moved has jobs in two tiers. `dead` are unresolved dead letters."""
+    """(tier, type) → state → jobs. A type that moved has jobs in two tiers. `dead` are unresolved dead letters.
+    Probes are in none; beside the states `probe` counts those that wait."""
+    probes_failing: int = 0
+    """Types that are neither paused nor disabled and whose last probe failed."""
 
     def count(self, *states: str, tier: int | None = None, name: str | None = None) -> int:
         """Return how many jobs are in these states."""
@@ -121,7 +127,7 @@ def _rows(sql: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, 
 
 def board() -> Board:
     """Read version, clock, counts, tiers and types, in one statement."""
-    version, now, folded_at, counts, tiers, types = _rows(_BOARD)[0]
+    version, now, folded_at, counts, tiers, types, failing = _rows(_BOARD)[0]
     by_pair: dict[tuple[int, str], dict[str, int]] = {}
     for tier, name, state, n in _json(counts):
         by_pair.setdefault((tier, name), {})[state] = n
@@ -134,6 +140,7 @@ def board() -> Board:
         counts=by_pair,
         tiers={row[0]: TierNow(number=row[0], name=row[1], target=row[2]) for row in _json(tiers)},
         types={row[0]: TypeNow(**dict(zip(names, row, strict=True))) for row in _json(types)},
+        probes_failing=failing,
     )
 
 

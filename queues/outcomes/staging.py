@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping
 import msgspec
 from django.db import connection
 
+from queues.states import WAITING, WAITING_PROBES
+
 RECENT_ENOUGH = 20
 _RUNS = """
 SELECT type, grain, counts FROM (
@@ -37,7 +39,10 @@ def run_histograms(names: Collection[str]) -> Mapping[str, Mapping[int, int]]:
 
 
 def waiting_pairs() -> set[tuple[int, str]]:
-    """Return the (tier, type) pairs that have waiting jobs, as far as folded."""
+    """Return the (tier, type) pairs that have waiting jobs or probes, as far as folded."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT tier, type FROM queues_statecount WHERE state IN ('accepted', 'retrying') AND n > 0")
+        cursor.execute(
+            "SELECT DISTINCT tier, type FROM queues_statecount WHERE state = ANY(%s) AND n > 0",
+            [[*WAITING, WAITING_PROBES]],
+        )
         return {(tier, name) for tier, name in cursor.fetchall()}

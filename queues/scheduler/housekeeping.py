@@ -1,10 +1,10 @@
-"""Keep two weeks of job partitions ahead; forget processes that are gone, and rollups that coarser ones stand for."""
+"""Keep two weeks of job partitions ahead; forget processes that are gone, and what is older than it is kept."""
 
 from typing import Final
 
 from django.db import OperationalError, connection
 
-from queues import lifecycle, workers
+from queues import lifecycle, probes, workers
 from queues.outcomes import DAYS_KEPT, HOURS_KEPT, MINUTES_KEPT
 
 DAYS_AHEAD: Final = 14
@@ -31,7 +31,8 @@ def make_partitions(*, tries: int = 20) -> int:
 def forget_old() -> bool:
     """Delete a batch of what is older than it is kept; returns whether there may be more."""
     gone = [lifecycle.forget_rollups(grain=grain, days=days, limit=BATCH) for grain, days in KEPT.items()]
-    return max(*gone, lifecycle.forget_suspected(days=SIGNS_KEPT, limit=BATCH)) >= BATCH
+    gone += [lifecycle.forget_suspected(days=SIGNS_KEPT, limit=BATCH), probes.forget_old(limit=BATCH)]
+    return max(gone) >= BATCH
 
 
 def run_once() -> bool:

@@ -236,7 +236,7 @@ def web(committed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
     env = {**os.environ, **own_servers(), "IN_CALL_SECRET": f"{IN_CALL_SECRET},{IN_NEXT_SECRET}"}
     env["REQUEST_BODY_SECONDS"] = "2"
     with socket.create_server(("127.0.0.1", 0)) as listening, open(folder / "web.log", "ab") as log:
-        table = processes.table(web_socket=listening.fileno(), crm_socket=None, traffic=False)
+        table = processes.table(web_socket=listening.fileno(), demo=None, traffic=False)
         [entry] = [one for one in table if one.name == "web"]
         process = subprocess.Popen(
             entry.argv, cwd=ROOT, env=env, stdout=log, stderr=log, pass_fds=entry.pass_fds, start_new_session=True

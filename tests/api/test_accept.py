@@ -32,7 +32,7 @@ def test_new_job(api: Api) -> None:
     assert response["Location"] == f"/api/v1/jobs/{body['id']}"
     assert response["X-Request-Id"]
     assert " ".join(body) == (
-        "id type tier contract_version state reason group priority dedupe_key idempotency_key payload attempt "
+        "id type tier contract_version state reason probe group priority dedupe_key idempotency_key payload attempt "
         "max_attempts run accepted_at ready_at due_at expires_at confirm_by started_at finished_at settled_at "
         "window_seconds in_window lag_seconds progress reference evidence late_evidence result maybe_duplicate "
         "cancel_requested attempts replay_of replayed_by root links"

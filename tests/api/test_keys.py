@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from jobsboard.admin import may_words
+from jobsboard.admin.access import may_words
 from jobsboard.api import keys
 from jobsboard.models import SCOPES, ApiKey
 from queues.models import AuditEntry

@@ -49,7 +49,7 @@ def expected(world: World, span: Span, *, tier: int | None = None, types: set[st
     for (of_tier, name, measure), n in happened.items():
         counts[measure] += n * fits(of_tier, name)
     ready, due, kept, late = (sum(v[i] for (t, k), v in cohorts.items() if fits(t, k)) for i in range(4))
-    rows = [row for row in world.rows.values() if fits(row.tier, row.type)]
+    rows = [row for row in world.rows.values() if fits(row.tier, row.type) and not row.probe]
     settled = counts["confirmed"] + counts["dead"] + counts["expired"]
     return {
         "ready": ready,

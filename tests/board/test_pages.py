@@ -16,7 +16,7 @@ from queues.models import Job
 from tests.board.conftest import ClientOf
 from tests.factories import accept, fold_all, make_type
 
-LISTS = ["/", "/types/", "/jobs/", "/dlq/", "/audit/"]
+LISTS = ["/", "/types/", "/jobs/", "/dlq/", "/probes/", "/alerts/", "/webhooks/", "/audit/"]
 ROLES = ["viewer", "operator", "owner", "admin"]
 
 
@@ -37,7 +37,7 @@ def test_pages_render_with_data_for_each_role(client_of: ClientOf, busy: Job, ro
     for url in pages(busy):
         response = client.get(url)
         assert response.status_code == 200, url
-        assert "mail.send" in response.text or url == "/audit/", url
+        assert "mail.send" in response.text or url in ("/probes/", "/alerts/", "/webhooks/", "/audit/"), url
 
 
 def test_a_person_without_a_role_sees_nothing(client_of: ClientOf, busy: Job) -> None:
@@ -52,20 +52,23 @@ def test_a_person_without_a_role_sees_nothing(client_of: ClientOf, busy: Job) ->
     ("url", "most"),
     [
         ("/", 12),
-        ("/jobs/", 5),
-        ("/jobs/?state=accepted&tier=1", 5),
-        ("/jobs/?key=mail-1", 5),
-        ("/dlq/", 5),
-        ("/dlq/?reason=permanent_error", 5),
-        ("/audit/", 5),
-        ("/types/", 8),
-        ("/types/mail.send/", 14),
-        ("/jobs/{id}/", 8),
-        ("/dlq/{id}/", 8),
+        ("/jobs/", 6),
+        ("/jobs/?state=accepted&tier=1", 6),
+        ("/jobs/?key=mail-1", 6),
+        ("/dlq/", 6),
+        ("/dlq/?reason=permanent_error", 6),
+        ("/audit/", 6),
+        ("/probes/", 7),
+        ("/alerts/", 9),
+        ("/webhooks/", 8),
+        ("/types/", 9),
+        ("/types/mail.send/", 15),
+        ("/jobs/{id}/", 9),
+        ("/dlq/{id}/", 9),
     ],
 )
 def test_statements_of_a_page(viewer: Client, busy: Job, url: str, most: int) -> None:
-    """Three of them are the session, the user and the role."""
+    """Five of them are the session, the user, the role, the board, and what fires."""
     url = url.format(id=busy.id)
     viewer.get(url)
     with CaptureQueriesContext(

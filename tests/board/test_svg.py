@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobsboard import durations
 from jobsboard.board import chart, svg, timeline
 from jobsboard.board.chart_marks import Mark
 
@@ -186,7 +187,7 @@ def test_data_table_keeps_the_newest_and_bounds_its_rows() -> None:
     ],
 )  # fmt: skip
 def test_duration_is_cut_never_rounded_up(seconds: float, words: str) -> None:
-    assert svg.duration(seconds) == words
+    assert durations.duration(seconds) == words
 
 
 def test_an_unknown_state_keeps_its_word() -> None:

@@ -16,7 +16,7 @@ from django.test import Client
 from jobsboard.demo import crm_moods, place, reconcile
 from jobsboard.demo.crm import Answer, Callbacks, Crm
 from jobsboard.demo.journal import Journal
-from jobsboard.demo.reconcile import World
+from jobsboard.demo.world import World
 from jobsboard.management.commands.demo_crm import PROVIDER_PATH
 from queues import lifecycle
 from queues.accept import enqueue

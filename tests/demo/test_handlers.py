@@ -5,12 +5,15 @@ The mail is in `test_mail`; that runs may be repeated in every way, in `test_rep
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 
 import pytest
 
 from jobsboard.demo import handlers, partner, place, scoring
 from jobsboard.demo.journal import read
+from jobsboard.demo.world import World
 from queues.handlers import Confirmed, Rejected, find, find_check
 from tests.demo.conftest import MakeContext, awaiting, confirmed
 
@@ -40,6 +43,31 @@ def test_an_invoice_is_confirmed_when_it_stands_in_the_books(context: MakeContex
     assert handlers.invoice_booked(job) is None
     assert book_everything() == 1
     assert handlers.invoice_booked(job) == Confirmed(ref="BK-00000001")
+
+
+def test_whoever_gets_a_probe_is_told(context: MakeContext) -> None:
+    """The partner's row and the log of scores; the mail is in `test_mail`, the CRM has its header."""
+    plain, probe = (context(BILLING, INVOICE, idempotency_key=key, probe=key == "b") for key in "ab")
+    for job in (plain, probe):
+        handlers.hand_over_invoice(job)
+    assert partner.probe_keys() == {"b"}
+    for key in "ab":
+        job = context("scoring.account", {"user_id": 1, "seats": 1, "visits": 0}, idempotency_key=key, probe=key == "b")
+        handlers.score_account(job)
+    assert [line["probe"] for line in read(place.score_log())] == [False, True]
+    assert World.now().probes == {"b"}
+
+
+def test_the_books_of_an_older_demo_learn_what_a_probe_is(context: MakeContext) -> None:
+    with contextlib.closing(sqlite3.connect(place.books())) as books:
+        books.executescript(
+            "CREATE TABLE handoff (id integer PRIMARY KEY, key text NOT NULL, invoice text NOT NULL,"
+            " amount_cents integer NOT NULL, at real NOT NULL, seen integer NOT NULL DEFAULT 0);"
+            "INSERT INTO handoff (key, invoice, amount_cents, at) VALUES ('old', 'INV-0001', 1, 1.0)"
+        )
+    handlers.hand_over_invoice(context(BILLING, INVOICE, probe=True))
+    assert len(partner.handoffs()) == 2
+    assert len(partner.probe_keys()) == 1
 
 
 def test_an_invoice_above_the_limit_is_refused(context: MakeContext) -> None:

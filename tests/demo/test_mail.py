@@ -12,6 +12,7 @@ import pytest
 from jobsboard.demo import handlers, mail, mail_server, place
 from jobsboard.demo.journal import Journal, read
 from jobsboard.demo.mail_server import Behaviour, Mailbox
+from jobsboard.demo.world import World
 from queues.handlers import Confirmed, PermanentError
 from tests.demo.conftest import MakeContext, confirmed
 
@@ -54,6 +55,13 @@ def test_a_mail_is_confirmed_by_the_servers_queue_id(server: dict[str, Any], con
         (sent.ref, mail.message_id(job.idempotency_key))
     ]
     assert handlers.welcome_email_sent(job) == sent
+
+
+def test_a_probes_mail_says_that_it_is_one(server: dict[str, Any], context: MakeContext) -> None:
+    for number, probe in enumerate((False, True)):
+        handlers.welcome_email(context(WELCOME, PAYLOAD, idempotency_key=f"jb_{number}", probe=probe))
+    assert [line["probe"] for line in taken()] == [False, True]
+    assert World.now().probes == {"jb_1"}
 
 
 def test_a_lost_answer_is_found_by_the_check_and_nothing_is_sent_twice(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -11,7 +12,8 @@ from django.core.management import CommandError, call_command
 
 from jobsboard.demo import journal, mail, partner, place, reconcile
 from jobsboard.demo.partner import Entry
-from jobsboard.demo.reconcile import BILLING, CRM, SCORING, WELCOME, Row, Seen, World
+from jobsboard.demo.reconcile import BILLING, CRM, SCORING, WELCOME, Row, Seen
+from jobsboard.demo.world import World
 from queues import lifecycle
 from tests.factories import accept, claim, confirmed, evidence, get, make_type
 
@@ -152,6 +154,34 @@ def test_an_accepted_job_is_on_the_board() -> None:
     assert len(wrong(world)) == 2
 
 
+SAW = "probes that a provider saw: the board sent them as such"
+HAS = "probes confirmed: the provider knows them as such"
+
+
+@pytest.mark.parametrize(
+    ("world", "probe"),
+    [
+        (World(mails=[mailed("Q1")]), job(ref="Q1", probe=True)),
+        (World(crm=said("confirmed")), job(CRM, ref="crm-1", probe=True)),
+        (
+            World(handoffs=[(KEY, 100.0)], entries=[Entry(key=KEY, ref="BK-1", refused="", at=101.0)]),
+            job(BILLING, ref="BK-1", probe=True),
+        ),
+        (World(scores=[line("scored", score=0.5)]), job(SCORING, result={"score": 0.5}, probe=True)),
+    ],
+)
+def test_probes_are_in_lines_of_their_own(world: World, probe: Seen) -> None:
+    """Who was told so counts them apart, on both sides; told to one side only, something disagrees."""
+    told = replace(world, probes=frozenset({KEY}))
+    assert wrong(told, probe) == []
+    counted = {what: (row.outside, row.board) for what, row in rows(told, probe).items() if row.outside or row.board}
+    assert counted == {SAW: (1, 1), HAS: (1, 1)}
+    assert wrong(told) == [SAW], "a probe that nobody sent"
+    assert SAW in wrong(told, replace(probe, probe=False)), "a job of a customer that went out as a probe"
+    assert HAS in wrong(world, probe), "the provider was not told"
+    assert wrong(World(probes=frozenset({KEY})), probe) == [HAS], "the provider has nothing"
+
+
 @pytest.mark.django_db
 def test_the_command_reads_the_real_jobs_and_disagrees_by_its_exit_code() -> None:
     make_type(WELCOME, success="reference")
@@ -166,6 +196,6 @@ def test_the_command_reads_the_real_jobs_and_disagrees_by_its_exit_code() -> Non
     journal.note(log, "taken", queue_id="Q2", message_id=mail.message_id(keys["Q2"]), answered=True)
     out = StringIO()
     call_command("demo_check", stdout=out)
-    assert "2 jobs; all" in out.getvalue()
+    assert "2 jobs and 0 probes; all" in out.getvalue()
     partner.hand_over(key=f"jb_{uuid.uuid4().hex}", invoice="INV-1", amount_cents=1)
     call_command("demo_check", stdout=StringIO())

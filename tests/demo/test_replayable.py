@@ -32,7 +32,9 @@ class Mails:
     def __init__(self) -> None:
         self.taken: list[tuple[str, str, str]] = []
 
-    def send(self, *, to: str, subject: str, body: str, idempotency_key: str, maybe_duplicate: bool) -> str:
+    def send(
+        self, *, to: str, subject: str, body: str, idempotency_key: str, maybe_duplicate: bool, probe: bool
+    ) -> str:
         self.taken.append((to, subject, idempotency_key))
         return f"Q{len(self.taken)}"
 

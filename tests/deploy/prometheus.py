@@ -25,8 +25,6 @@ PROMTOOL: Final = shutil.which("promtool")
 NEEDED: Final = pytest.mark.skipif(
     PROMTOOL is None, reason="promtool is not installed (Debian: apt-get install prometheus): RULES ARE NOT TESTED"
 )
-FUTURE: Final = frozenset({"jobsboard_probe_success"})
-"""Metrics that rules name before the engine is there that makes them (probes: issue E)."""
 
 
 def promtool(*arguments: str | Path, says: bytes = b"") -> str:

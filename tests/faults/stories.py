@@ -17,7 +17,8 @@ from uuid import UUID
 from django.db import connection
 from django.test import Client
 
-from queues import actions, confirmation, lifecycle
+from jobsboard.alerts import engine
+from queues import actions, confirmation, lifecycle, probes
 from queues.accept import enqueue
 from queues.actions import NotReplayable
 from queues.confirmation import Evidence
@@ -171,6 +172,16 @@ def sweep(what: str) -> None:
     {"rescue": rescue.run_once, "expire": expire.run_once, "give_up": confirmations.end_waits}[what]()
 
 
+def probe() -> None:
+    """Send the probes that are due, and settle those that ended."""
+    probes.sweep()
+
+
+def alerts() -> None:
+    """Evaluate the alert rules."""
+    engine.run_once()
+
+
 def fold() -> None:
     """Fold what there is."""
     rollup.run_once()
@@ -193,6 +204,7 @@ def prune_all() -> None:
 STORIES: Final[dict[str, Callable[..., Any]]] = {
     one.__name__: one
     for one in (
-        accept, accept_by_api, run, ask, beat, cancel, replay, confirm, token, provider, sweep, fold, stage, prune_all,
+        accept, accept_by_api, run, ask, beat, cancel, replay, confirm, token, provider, sweep, probe, alerts, fold,
+        stage, prune_all,
     )
 }  # fmt: skip

@@ -20,14 +20,16 @@ import redis
 from django.conf import settings as django_settings
 from django.core.management import call_command
 
+from jobsboard.alerts import defaults
+from jobsboard.models import Alert, AlertRule, WebhookEndpoint
 from jobsboard.testing import run_pending
 from queues import broker, faults, lifecycle
 from queues.actions import NotCancellable
 from queues.faults import POINTS
-from queues.models import Job
+from queues.models import Job, JobType, ProbeRun
 from queues.scheduler import prune
 from queues.states import JobState
-from tests.factories import accept, fold_all, get, lose_lease, make_type, set_columns, sql
+from tests.factories import accept, fold_all, get, lose_lease, make_job, make_type, set_columns, sql
 from tests.faults.child import Action, Told, tell
 from tests.faults.history import judge
 from tests.faults.stories import ATOMIC, CALLBACK, CHECKED, EFFECTS, HTTP, PLAIN, STEPS, STORIES
@@ -264,6 +266,47 @@ def test_an_answer_that_was_not_read(action: Action, log: Path, target: list[str
     assert set(target) == {get(job_id).idempotency_key}
 
 
+@pytest.mark.parametrize(
+    ("point", "action"),
+    [("accept.before", "kill"), ("accept.after", "kill"), ("accept.after", "error"), ("accept.after", "delay")],
+)
+def test_a_scheduler_that_dies_while_it_sends_a_probe(point: str, action: Action, log: Path) -> None:
+    """Between the claim of a due type and the commit of its job: no run without its job, no job without its run."""
+    JobType.objects.filter(name=PLAIN).update(probe_every_seconds=60)
+    sql("INSERT INTO queues_probe (type, next_at, failures) VALUES (%s, jobs_now() - interval '1 s', 0)", PLAIN)
+    _tell("probe", point=point, action=action, log=log)
+    STORIES["probe"]()
+    pairs = set(ProbeRun.objects.exclude(job_id=None).values_list("job_id", flat=True))
+    assert pairs == set(Job.objects.filter(probe=True).values_list("id", flat=True))
+    _heal()
+    STORIES["probe"]()
+    judge(log)
+    # An error of one type is a failed run; held up for an hour, its window is over. Else nothing is seen of it.
+    outcomes = list(ProbeRun.objects.order_by("id").values_list("outcome", flat=True))
+    assert outcomes[0] == ("passed" if action == "kill" else "failed")
+    assert len(outcomes) == 1 or action == "delay", "an hour on another one was due"
+    assert Job.objects.filter(probe=True).count() == len(pairs)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("point", ["alerts.read", "alerts.applied"])
+def test_a_scheduler_that_dies_while_it_opens_an_alert(point: str, action: Action, log: Path) -> None:
+    """I-36: whoever comes next opens it, and each endpoint is told once: alert and deliveries are one commit."""
+    WebhookEndpoint.objects.create(name="ops", url_sealed=b"", url_shown="https://hooks.example")
+    make_job(S.PROCESSING, type=PLAIN, raw_due_at="jobs_now() - interval '1 minute'")
+    defaults.ensure()
+    AlertRule.objects.filter(default_key="limbo").update(for_seconds=0, edited=True)
+    told = _tell("alerts", point=point, action=action, log=log)
+    if action == "kill":
+        assert not Alert.objects.filter(key="limbo:all").exists()
+    assert (told.error is not None) == (action == "error")
+    for _ in range(2):
+        sql("UPDATE jobsboard_alertclock SET evaluated_at = evaluated_at - interval '1 minute'")
+        STORIES["alerts"]()
+    [alert] = Alert.objects.filter(key="limbo:all")
+    assert list(alert.deliveries.values_list("event", "sequence")) == [("alert.firing", 1)]
+
+
 @pytest.mark.parametrize("action", ["kill", "error"])
 @pytest.mark.parametrize("point", ["prune_day.before", "prune_day.after", "prune_swap.before", "prune_swap.after"])
 def test_a_prune_that_is_interrupted(point: str, action: Action, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,11 +330,15 @@ def test_a_prune_that_is_interrupted(point: str, action: Action, log: Path, monk
 
 def test_every_point_is_struck() -> None:
     """Each point of the code is one of the list, and each of the list is struck above."""
-    struck = {point for case in CASES for point in case.points.split()} | {"http.answered"}
+    struck = {point for case in CASES for point in case.points.split()} | {
+        "http.answered",
+        "alerts.read",
+        "alerts.applied",
+    }
     struck |= {f"prune_{name}.{moment}" for name in ("day", "swap") for moment in ("before", "after")}
     assert struck == POINTS
     root = Path(faults.__file__).parent
-    text = "".join(path.read_text() for path in root.rglob("*.py"))
+    text = "".join(path.read_text() for app in (root, root.with_name("jobsboard")) for path in app.rglob("*.py"))
     named = set(re.findall(r'fault(?:\(|, )"([a-z_.]+)"', text))
     stated = set(re.findall(r'transition\(\s*"([a-z_]+)"', text))
     assert named | {f"{name}.{moment}" for name in stated for moment in ("before", "after")} == POINTS

@@ -29,6 +29,7 @@ from jobsboard.local import layout, logs, ports, processes, stack
 from jobsboard.local.__main__ import main
 from jobsboard.local.commands import summary
 from jobsboard.local.errors import LocalStackError, UsageError
+from jobsboard.local.processes import DemoPorts
 from jobsboard.models import ApiKey
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -194,11 +195,11 @@ def test_secrets_that_an_older_release_did_not_draw_are_added_and_the_others_sta
 def test_only_a_demo_has_a_crm_and_may_reach_loopback(stack_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(layout.OVERRIDE, str(stack_directory))
     home = layout.of_checkout()
-    plain = {entry.name for entry in processes.table(web_socket=3, crm_socket=None, traffic=True)}
-    demo = {entry.name: entry for entry in processes.table(web_socket=3, crm_socket=4, traffic=True)}
-    assert demo.keys() - plain == {"mail-server", "crm", "traffic"}
-    assert demo["crm"].pass_fds == (4,)
-    assert len(processes.preparations(credentials=home.credentials, crm_port=None)) == 2
+    plain = {entry.name for entry in processes.table(web_socket=3, demo=None, traffic=True)}
+    demo = {entry.name: entry for entry in processes.table(web_socket=3, demo=DemoPorts(crm=4, pager=5), traffic=True)}
+    assert demo.keys() - plain == {"mail-server", "crm", "pager", "traffic"}
+    assert (demo["crm"].pass_fds, demo["pager"].pass_fds) == ((4,), (5,))
+    assert len(processes.preparations(credentials=home.credentials, demo=None)) == 2
     own = {"OUTBOUND_ALLOWED_CIDRS": "10.0.0.0/8"}
     env = processes.demo_environment(own, home.secrets(), stack=home)
     assert env["OUTBOUND_ALLOWED_CIDRS"] == "10.0.0.0/8,127.0.0.1/32"

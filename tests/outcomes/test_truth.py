@@ -16,7 +16,7 @@ from tests.outcomes.world import KINDS, MINUTE, World, minute
 
 pytestmark = pytest.mark.django_db
 DEEDS = {
-    "accept", "claim", "finish", "lose", "answer", "sweep", "cancel", "replay", "close", "fold", "broken_fold",
+    "accept", "probe", "claim", "finish", "lose", "answer", "sweep", "cancel", "replay", "close", "fold", "broken_fold",
     "change_contract",
 }  # fmt: skip
 SIGNS = {"blind_attempts", "second_references", "confirmed_after_rejection"}
@@ -106,6 +106,7 @@ def test_rollups_equal_the_truth_over_any_range(seed: int, monkeypatch: pytest.M
         assert set(world.deeds) == DEEDS, "a deed was never drawn"
         ended = Counter(row.state for row in world.rows.values())
         assert all(ended[state] for state in ("confirmed", "dead", "expired", "cancelled")), ended
+        assert len({row.state for row in world.rows.values() if row.probe}) > 2, "probes went several ways"
         judged(world)
         forgotten(world)
     finally:

@@ -16,7 +16,7 @@ from uuid import UUID
 from django.db import transaction
 
 from queues import contracts, lifecycle
-from queues.accept import Item, enqueue_many
+from queues.accept import Item, accept_probe, enqueue_many
 from queues.histogram import bucket_of
 from queues.lifecycle import CheckEnd, End, Proof, Run, Verdict
 from queues.models import JobType
@@ -108,7 +108,8 @@ class World:
     # The account.
 
     def _note(self, row: Seen, measure: str, at: dt.datetime | None = None, bucket: int = -1, n: int = 1) -> None:
-        self.facts[minute(at or self.now), row.type, row.tier, measure, bucket] += n
+        if not row.probe:
+            self.facts[minute(at or self.now), row.type, row.tier, measure, bucket] += n
 
     def look(self, deed: str) -> None:
         """Compare every row with how it was, and write down what happened in between."""
@@ -154,7 +155,8 @@ class World:
     def step(self) -> None:
         """Do one deed."""
         deeds = (
-            (self.accept, 5), (self.claim, 5), (self.finish, 6), (self.lose, 1), (self.answer, 3), (self.sweep, 2),
+            (self.accept, 5), (self.probe, 1), (self.claim, 5), (self.finish, 6), (self.lose, 1), (self.answer, 3),
+            (self.sweep, 2),
             (self.cancel, 1), (self.replay, 1), (self.close, 1), (self.fold, 3), (self.broken_fold, 1),
             (self.change_contract, 1),
         )  # fmt: skip
@@ -182,6 +184,10 @@ class World:
         for answer in enqueue_many(items, on_error="return"):
             if getattr(answer, "duplicate", False):
                 self.facts[minute(self.now), kind, tier, "duplicates", -1] += 1
+
+    def probe(self) -> None:
+        """Accept a probe: nothing that becomes of it is in the account."""
+        accept_probe(self.draw.choice(list(KINDS)), key=f"probe-{self.deeds.total()}")
 
     def claim(self) -> None:
         """Claim what is due of some."""

@@ -258,7 +258,7 @@ def test_retry_after_as_a_date(receiver: Receiver) -> None:
 
 @pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "٣", "Fri, 99 Foo"])
 def test_a_retry_after_that_says_nothing(receiver: Receiver, value: str) -> None:
-    assert http_target._retry_after(value) is None
+    assert http_target.retry_after(value) is None
 
 
 def test_a_snippet_is_short(receiver: Receiver) -> None:

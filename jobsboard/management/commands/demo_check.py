@@ -5,7 +5,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from jobsboard.demo import reconcile
-from jobsboard.demo.reconcile import Row, World
+from jobsboard.demo.reconcile import Row
+from jobsboard.demo.world import World
 
 HEAD = ("outside", "board", "open", "wrong")
 
@@ -25,7 +26,8 @@ class Command(BaseCommand):
             for row in wrong:
                 self.stderr.write(f"{row.what}: {', '.join(row.wrong[: reconcile.EXAMPLES])}")
             raise CommandError(f"{len(wrong)} of {len(rows)} counts disagree")
-        self.stdout.write(f"{len(seen)} jobs; all {len(rows)} counts agree")
+        probes = sum(job.probe for job in seen)
+        self.stdout.write(f"{len(seen) - probes} jobs and {probes} probes; all {len(rows)} counts agree")
 
     def _print(self, rows: list[Row]) -> None:
         width = max(len(row.what) for row in rows)

@@ -1,4 +1,5 @@
-"""`manage.py secrets reseal`: every stored secret, encrypted anew with the first of ENCRYPTION_KEYS.
+"""`manage.py secrets reseal`: every stored secret, of contracts and of the apps above, encrypted anew with the first
+of ENCRYPTION_KEYS.
 
 Run it after a new key was put first, and only then take the old key away. Exit code 1 when a secret cannot be opened;
 the others are resealed all the same. Setting secrets is the admin's.
@@ -39,12 +40,17 @@ class Command(BaseCommand):
         stored = Q(*((f"{name}__isnull", False) for name in _COLUMNS), _connector=Q.OR)
         resealed = dict.fromkeys(_COLUMNS, 0)
         closed: list[str] = []
+        actor, reason = options["actor"] or _system_user(), options["reason"]
         try:
             for name in JobType.objects.filter(stored).order_by("name").values_list("name", flat=True):
-                done, failed = _reseal(name, actor=options["actor"] or _system_user(), reason=options["reason"])
+                done, failed = _reseal(name, actor=actor, reason=reason)
                 closed += [f"{name} ({column})" for column in failed]
                 for column in done:
                     resealed[column] += 1
+            for keeper in secrets_box.keepers():
+                more = keeper.reseal(actor=actor, reason=reason)
+                resealed |= {kind: n for kind, n in more.counts.items() if n}
+                closed += more.closed
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from None
         self.stdout.write("Resealed: " + ", ".join(f"{n} {column}" for column, n in resealed.items()) + ".")

@@ -42,16 +42,17 @@ WITH open AS MATERIALIZED (
     SELECT state, due_at, ready_at, ready_at + make_interval(secs => window_seconds) < jobs_now() AS late, confirm_by,
       finished_at, failures FROM queues_job
     WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation') AND tier = w.tier AND type = %(type)s
-      AND ready_at <= jobs_now()
+      AND ready_at <= jobs_now() AND NOT probe
     ORDER BY ready_at LIMIT %(most)s) AS j
   UNION ALL
   (SELECT state, due_at, ready_at, ready_at + make_interval(secs => window_seconds) < jobs_now(), confirm_by,
     finished_at, failures FROM queues_job
-  WHERE state = 'processing' AND type = %(type)s AND tier = ANY(%(tiers)s::smallint[]) LIMIT %(most)s)
+  WHERE state = 'processing' AND type = %(type)s AND tier = ANY(%(tiers)s::smallint[]) AND NOT probe
+  LIMIT %(most)s)
 ), ahead AS (
   SELECT j.ready_at FROM unnest(%(tiers)s::smallint[]) AS w (tier) CROSS JOIN LATERAL (
     SELECT ready_at FROM queues_job WHERE state IN ('accepted', 'retrying', 'awaiting_confirmation') AND tier = w.tier
-      AND type = %(type)s AND ready_at > jobs_now() + interval '1 second'
+      AND type = %(type)s AND ready_at > jobs_now() + interval '1 second' AND NOT probe
     ORDER BY ready_at LIMIT %(most)s) AS j
 )
 SELECT

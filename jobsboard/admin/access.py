@@ -1,7 +1,6 @@
-"""API keys and annotations in the Django admin: keys are made here, shown once, renamed and revoked, never deleted.
+"""API keys in the Django admin: they are made here, shown once, renamed and revoked, never deleted.
 
-Not here: how keys are checked (`jobsboard.api.keys`), the rules of annotations (`jobsboard.annotations`); contracts,
-which have an admin of their own.
+Not here: how keys are checked (`jobsboard.api.keys`).
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
-from jobsboard.annotations import AnnotationRefused, Wanted, annotate, check
 from jobsboard.api import keys
-from jobsboard.models import SCOPES, Annotation, ApiKey
+from jobsboard.models import SCOPES, ApiKey
 from jobsboard.roles import can
 from queues import audit
-from queues.models import JobType
 
 _SCOPE_CHOICES: Final = [(scope, scope) for scope in SCOPES]
 _MAY: Final = {
@@ -188,92 +185,3 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_module_permission(self, request: HttpRequest) -> bool:
         """Only admins are shown the section."""
         return can(request.user, "manage_keys")
-
-
-class AnnotationForm(forms.ModelForm):  # type: ignore[type-arg]
-    """An annotation as a person writes it; times are UTC."""
-
-    job_type = forms.ChoiceField(required=False, help_text="Empty: about all types.")
-    at = forms.DateTimeField(required=False, label="At (UTC)", help_text="Empty: now.")
-    count = forms.IntegerField(required=False, help_text="Of support: how many asked. Empty: one.")
-
-    class Meta:
-        model = Annotation
-        fields = ("kind", "at", "job_type", "category", "count", "text", "url")
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        names = JobType.objects.order_by("name").values_list("name", flat=True)
-        self.fields["job_type"].choices = [("", "all types"), *((name, name) for name in names)]  # type: ignore[attr-defined]
-
-    def wanted(self) -> Wanted:
-        """Return what was typed."""
-        given = self.cleaned_data
-        return Wanted(
-            kind=given["kind"],
-            at=given.get("at"),
-            job_type=given.get("job_type", ""),
-            category=given.get("category", ""),
-            count=given.get("count"),
-            text=given.get("text", ""),
-            url=given.get("url", ""),
-        )
-
-    def clean(self) -> dict[str, Any]:
-        """Hold what was typed against the rules, which the API has too."""
-        given = super().clean() or self.cleaned_data
-        if "kind" in given:
-            try:
-                check(self.wanted())
-            except AnnotationRefused as refused:
-                self.add_error(refused.field, refused.detail)
-        return given
-
-    def _post_clean(self) -> None:
-        # The rules were asked already; the model's own checks would want the defaults of the database.
-        pass
-
-
-@admin.register(Annotation)
-class AnnotationAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """The page of annotations: every role reads, operators and above add. What was said is not changed."""
-
-    form = AnnotationForm
-    list_display = ("at", "kind", "job_type", "category", "count", "text", "created_by")
-    list_filter = ("kind",)
-    list_per_page = 50
-    ordering = ("-at", "-id")
-    show_full_result_count = False
-    actions = None
-
-    def save_model(self, request: HttpRequest, obj: Annotation, form: Any, change: bool) -> None:
-        """Write it as the API does."""
-        row, _ = annotate(
-            form.wanted(),
-            created_by=request.user.get_username(),
-            source="admin",
-            request_id=getattr(request, "request_id", ""),
-        )
-        for field in Annotation._meta.concrete_fields:
-            setattr(obj, field.attname, getattr(row, field.attname))
-        obj._state.adding = False
-
-    def has_view_permission(self, request: HttpRequest, obj: Annotation | None = None) -> bool:
-        """Every role reads."""
-        return can(request.user, "view")
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Operators and above say what happened."""
-        return can(request.user, "act")
-
-    def has_change_permission(self, request: HttpRequest, obj: Annotation | None = None) -> bool:
-        """Nobody: it is what somebody said then, and in the audit log."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Annotation | None = None) -> bool:
-        """Nobody."""
-        return False
-
-    def has_module_permission(self, request: HttpRequest) -> bool:
-        """Every role is shown the section."""
-        return can(request.user, "view")

@@ -1,0 +1,120 @@
+"""Asking before doing: a dialog with htmx, a plain page without; then the page behind it, as it is after the deed.
+
+Not here: what is done, and who may (the views that ask).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.shortcuts import render
+
+from jobsboard.board import shell, signals
+
+NOTE_CHARACTERS: Final = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deed:
+    """What a person is about to do, in words. `why`: must, may, or empty where nobody is asked."""
+
+    verb: str
+    title: str
+    lead: str
+    ok: str
+    keep: str
+    icon: str
+    why: str = ""
+
+
+class Refused(Exception):
+    """What was asked cannot be done; said to the person. `status` is 409 or 422."""
+
+    def __init__(self, words: str, *, status: int) -> None:
+        super().__init__(words)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One question: what is to be done to what, and which page is behind it. `draw` gets request and toast.
+
+    `extra`: what the form shows beside the note.
+    """
+
+    deed: Deed
+    about: str
+    action: str
+    back: str
+    crumbs: list[tuple[str, str]]
+    draw: Callable[[HttpRequest, dict[str, str]], HttpResponse]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def ask(request: HttpRequest, asked: Asked, do: Callable[[], str]) -> HttpResponse:
+    """Show the question, or do it and show the page behind; `do` returns what was done, or raises Refused."""
+    if request.method != "POST":
+        return _form(request, asked)
+    try:
+        done = do()
+    except Refused as refused:
+        return _form(request, asked, error=str(refused), status=refused.status)
+    if "HX-Request" in request.headers:
+        return asked.draw(_looking(request, asked.back), {"text": done, "url": "", "link": ""})
+    messages.success(request, done)
+    response = HttpResponseRedirect(asked.back)
+    response.status_code = 303
+    return response
+
+
+def note(request: HttpRequest, deed: Deed) -> str:
+    """Read why. Raises: Refused."""
+    text = request.POST.get("reason", "").replace("\x00", "").strip()
+    if not text and deed.why == "must":
+        raise Refused("Say why. It is written to the audit log.", status=422)
+    if len(text) > NOTE_CHARACTERS:
+        raise Refused(f"At most {NOTE_CHARACTERS:,} characters.", status=422)
+    return text
+
+
+def seen_at(request: HttpRequest) -> str:
+    """Return the path of the page that is behind a dialog; empty without one."""
+    return urlsplit(request.headers.get("HX-Current-URL", "")).path
+
+
+def _looking(request: HttpRequest, path: str) -> HttpRequest:
+    """Return the request as if the person had opened the page that is behind the dialog, with its filters."""
+    seen = urlsplit(request.headers.get("HX-Current-URL", ""))
+    query = QueryDict(seen.query if seen.path == path and len(seen.query) < 2000 else "")
+    looking = copy.copy(request)
+    for kept in (shell.KEPT, signals.KEPT):
+        looking.__dict__.pop(kept, None)
+    looking.path = looking.path_info = path
+    looking.GET = query
+    looking.META = {**request.META, "QUERY_STRING": query.urlencode()}
+    return looking
+
+
+def _form(request: HttpRequest, asked: Asked, *, error: str = "", status: int = 200) -> HttpResponse:
+    alone = "HX-Request" in request.headers
+    context: dict[str, Any] = {
+        "title": asked.deed.ok,
+        "heading": asked.deed.title,
+        "deed": asked.deed,
+        "about": asked.about,
+        "action": asked.action,
+        "back": asked.back,
+        "crumbs": asked.crumbs,
+        "error": error,
+        "given": request.POST.get("reason", "")[:NOTE_CHARACTERS],
+        "limit": NOTE_CHARACTERS,
+        "alone": alone,
+        **asked.extra,
+    }
+    return render(request, "board/_ask_form.html" if alone else "board/ask.html", context, status=status)

@@ -1,0 +1,1 @@
+"""Alerts: rules, engine, webhooks."""
