@@ -99,7 +99,6 @@ def alert_page(request: HttpRequest, alert_id: int, *, toast: Mapping[str, str] 
             AuditEntry.objects.filter(object_type="alert", object_id=str(found.pk)).order_by("-id")[:AUDIT_SHOWN]
         ),
         "may_act": can(request.user, "act"),
-        "may_manage": can(request.user, "manage_endpoints"),
         "toast": toast,
     }
     return answer(request, "board/alert.html", context, poll=15)

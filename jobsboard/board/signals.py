@@ -26,7 +26,7 @@ _REACH: Final = """
     coalesce(a.told_at < jobs_now() - make_interval(secs => %(keep)s), false) AND count(*) = 0 AS forgotten,
     count(DISTINCT endpoint_id)::int AS asked,
     (count(DISTINCT endpoint_id) FILTER (WHERE state = 'delivered'))::int AS reached,
-    coalesce(bool_or(state = 'pending' AND attempt = 0 AND created_at > jobs_now() - interval '30 s'), false) AS fresh
+    coalesce(bool_or(state = 'pending' AND attempts = '[]' AND created_at > jobs_now() - interval '30 s'), false) AS fresh
   FROM jobsboard_webhookdelivery WHERE alert_id = a.id
 """
 _SIGNALS: Final = f"""
@@ -60,7 +60,7 @@ class Reach:
     """Whom one alert reached. `asked`: endpoints that a message was made for; `reached`: those that took one.
 
     `quiet`: it is silenced, so no message was made. `forgotten`: its messages are no longer kept. `fresh`: one was made
-    just now and not tried yet.
+    just now, and its first try is not over.
     """
 
     quiet: bool

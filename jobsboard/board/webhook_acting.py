@@ -1,4 +1,4 @@
-"""Acting on endpoints and deliveries, for admins: send a test, send again, disable, enable.
+"""Acting on endpoints, for admins: send a test, disable, enable; and on deliveries, for operators: send again.
 
 What is done is done by `jobsboard.alerts.outbox` and `endpoints`, the audit entry inside. Done twice, each answers the
 same again. Not here: making, changing and rotating endpoints (`jobsboard.admin.webhooks`).
@@ -58,7 +58,7 @@ def act_on_endpoint(request: HttpRequest, endpoint_id: int, verb: str) -> HttpRe
     return ask(request, asked, lambda: _to_endpoint(request, endpoint, deed))
 
 
-@require("manage_endpoints")
+@require("act")
 @require_http_methods(["GET", "HEAD", "POST"])
 def resend(request: HttpRequest, delivery_id: str) -> HttpResponse:
     """Ask, then send one message again."""

@@ -129,6 +129,7 @@ def webhooks_page(request: HttpRequest, *, toast: Mapping[str, str] | None = Non
             {"name": "endpoint", "label": "Endpoint", "value": endpoint or "", "options": list(names.items())},
             {"name": "state", "label": "State", "value": state or "", "options": list(_STATES.items())},
         ],
+        "may_act": can(request.user, "act"),
         "may_manage": can(request.user, "manage_endpoints"),
         "admin": _admin(request),
         "toast": toast,

@@ -197,17 +197,21 @@ def test_statements_of_the_page_are_bounded(viewer: Client) -> None:
 
 
 @pytest.mark.parametrize("role", ["viewer", "operator", "owner"])
-def test_only_admins_act(client_of: ClientOf, role: str) -> None:
-    """S-02: no button, no dialog, no deed, for a delivery on an alert's page neither."""
+def test_who_may_act(client_of: ClientOf, role: str) -> None:
+    """S-02: endpoints are for admins; a message is sent again by whoever is on call. No button, no dialog, no deed."""
     endpoint, alert = make_endpoint(), fire()
     one, client = deliver(alert, endpoint), client_of(role)
-    paths = [f"{URL}{endpoint.pk}/{verb}/" for verb in ("test", "disable", "enable")]
-    for path in (*paths, f"{URL}deliveries/{one.pk}/resend/"):
+    for path in [f"{URL}{endpoint.pk}/{verb}/" for verb in ("test", "disable", "enable")]:
         assert client.get(path).status_code == 403
         assert client.post(path, {"reason": "x"}).status_code == 403
+    may = role != "viewer"
     for page in (URL, f"/alerts/{alert.pk}/"):
-        assert "Resend" not in client.get(page).text and 'id="test-' not in client.get(page).text
-    assert WebhookDelivery.objects.count() == 1
+        assert ("Resend" in client.get(page).text) == may
+        assert 'id="test-' not in client.get(page).text
+    again = f"{URL}deliveries/{one.pk}/resend/"
+    assert client.get(again).status_code == (200 if may else 403)
+    assert client.post(again, {"reason": "x"}).status_code == (303 if may else 403)
+    assert WebhookDelivery.objects.count() == 1 + may
 
 
 def test_a_test_once_for_each_click(admin: Client) -> None:
