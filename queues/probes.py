@@ -28,6 +28,8 @@ SETTLE_MOST: Final = 500
 LATE_MOST: Final = 200
 KEEP_DAYS: Final = 7
 DETAIL_CHARACTERS: Final = 300
+AGAIN_SECONDS: Final = 30
+"""After a first failure the next probe comes so soon, whatever the interval: was it one bad minute, or is it down?"""
 LATE: Final = "late"
 PAUSED: Final = "paused"
 DISABLED: Final = "disabled"
@@ -99,7 +101,7 @@ FROM queues_job j LEFT JOIN queues_jobtype c ON c.name = j.type WHERE j.id = ANY
 
 # A run that is begun locks these first as well, so neither waits for the other with something in hand.
 _LOCK: Final = "SELECT type FROM queues_probe WHERE type = ANY(%(types)s::text[]) ORDER BY type FOR UPDATE"
-_SETTLE: Final = """
+_SETTLE: Final = f"""
 WITH settled AS (
   UPDATE queues_proberun r SET outcome = i.outcome, settled_at = jobs_clock(), took_seconds = i.took_seconds,
     reason = i.reason, detail = i.detail, late_at = i.late_at
@@ -113,11 +115,13 @@ WITH settled AS (
     failing_since = CASE s.outcome WHEN 'passed' THEN NULL
       WHEN 'failed' THEN coalesce(p.failing_since, s.settled_at) ELSE p.failing_since END,
     last_ok_at = CASE s.outcome WHEN 'passed' THEN s.settled_at ELSE p.last_ok_at END,
-    took_seconds = CASE s.outcome WHEN 'passed' THEN s.took_seconds ELSE p.took_seconds END
+    took_seconds = CASE s.outcome WHEN 'passed' THEN s.took_seconds ELSE p.took_seconds END,
+    next_at = CASE WHEN s.outcome = 'failed' AND p.failures = 0
+      THEN least(p.next_at, s.settled_at + interval '{AGAIN_SECONDS} seconds') ELSE p.next_at END
   FROM settled s WHERE p.type = s.type
 )
 SELECT id FROM settled
-"""
+"""  # noqa: S608 (a constant)
 
 _FORGET: Final = """
 DELETE FROM queues_proberun WHERE id = ANY(ARRAY(

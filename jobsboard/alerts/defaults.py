@@ -75,7 +75,8 @@ DEFAULTS: Final = (
     *_of_tiers(
         Metric.SUSPECTED_DUPLICATES, "suspected duplicate effects", (1, 50, 100), severities=_WARNING,
     ),
-    *_of_tiers(Metric.PROBE_FAILED, "probe", (1, 1, 1), clear_for_seconds=0),
+    # A probe that fails is sent again soon: twice in a row is no accident.
+    *_of_tiers(Metric.PROBE_FAILED, "probe", (1, 2, 2), clear_for_seconds=0),
     Default(
         default_key="dead_open.tier1", name="Tier 1: dead letters open", metric=Metric.DEAD_OPEN.value,
         scope=AlertRule.Scope.TIER.value, tier=1, threshold=1, for_seconds=60,

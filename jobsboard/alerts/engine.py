@@ -219,8 +219,9 @@ class Round:
     def _open(self, key: str, found: AlertFinding) -> Alert:
         rule = self._rule(found)
         alert = Alert(
-            key=key, severity=rule.severity, title=found.words[:200], tier=found.tier, job_type=found.job_type,
-            started_at=self.now,
+            key=key, severity=rule.severity, title=found.words[:200], started_at=self.now,
+            # What the cause is about, not what was found first: more tiers and types may follow.
+            tier=found.tier if key == f"tier{found.tier}" else rule.tier, job_type=rule.job_type,
         )  # fmt: skip
         self._alerts[key] = alert
         alert.save(force_insert=True)

@@ -28,11 +28,14 @@ from queues.actions import REASON_CHARACTERS
 from queues.outcomes import ProbeNow, RunOfProbe
 from queues.probes import NotProbed, Sent
 from queues.redaction import redact_text
+from queues.states import Reason
 
 FAILED_SHOWN: Final = 20
 TICKS: Final = outcomes.RUNS_SHOWN
-_REASONS: Final = {
+_REASONS: Final[Mapping[str, str]] = {
     probes.LATE: "not confirmed in time",
+    Reason.STALE: "not confirmed in time",
+    Reason.UNCONFIRMED: "no proof came in time",
     probes.PAUSED: "the type is paused",
     probes.DISABLED: "the type is disabled",
     probes.CANCELLED: "its job was cancelled",

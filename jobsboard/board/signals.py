@@ -26,7 +26,8 @@ _REACH: Final = """
     coalesce(a.told_at < jobs_now() - make_interval(secs => %(keep)s), false) AND count(*) = 0 AS forgotten,
     count(DISTINCT endpoint_id)::int AS asked,
     (count(DISTINCT endpoint_id) FILTER (WHERE state = 'delivered'))::int AS reached,
-    coalesce(bool_or(state = 'pending' AND attempts = '[]' AND created_at > jobs_now() - interval '30 s'), false) AS fresh
+    coalesce(bool_or(state = 'pending' AND attempts = '[]' AND created_at > jobs_now() - interval '30 s'), false)
+      AS fresh
   FROM jobsboard_webhookdelivery WHERE alert_id = a.id
 """
 _SIGNALS: Final = f"""

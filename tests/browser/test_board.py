@@ -64,7 +64,7 @@ def pages(job: Job, *, said: str = "Tier 2 is late") -> list[str]:
     alerts = alerts if said == MARKER else [alerts[0], alerts[2], alerts[-2]]
     return [
         "/", "/types/", f"/types/{name}/", "/jobs/", f"/jobs/?type={name}&state=dead", f"/jobs/{job.id}/", "/dlq/",
-        f"/dlq/{job.id}/", f"/dlq/{job.id}/replay/", "/audit/", "/jobs/?type=nope&key=none", *alerts,
+        f"/dlq/{job.id}/", f"/dlq/{job.id}/replay/", "/audit/", "/jobs/?type=nope&key=none", "/webhooks/", *alerts,
     ]  # fmt: skip
 
 

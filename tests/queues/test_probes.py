@@ -305,6 +305,18 @@ def test_a_run_that_fails(deed: Callable[[Job], None], reason: str, detail: str)
     assert (now().reason, now().detail) == (reason, detail)
 
 
+def test_after_a_first_failure_the_next_probe_comes_soon() -> None:
+    """So that one bad minute is told from an outage without waiting for an interval; after that the interval counts."""
+    a_type()
+    waits = []
+    for _ in range(2):
+        _bury(begin()[1])
+        probes.settle_open()
+        waits.append(sql("SELECT extract(epoch FROM next_at - jobs_now())::float8 FROM queues_probe")[0][0])
+    assert 0 < waits[0] <= probes.AGAIN_SECONDS
+    assert waits[1] > EVERY / 2
+
+
 def test_a_success_ends_the_row_of_failures() -> None:
     a_type()
     _bury(begin()[1])

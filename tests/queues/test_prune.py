@@ -141,6 +141,15 @@ def test_the_contract_of_now_says_how_long(
     assert look.may_go == goes
 
 
+def test_a_dead_probe_goes_by_its_age_and_a_dead_letter_waits(day: dt.date) -> None:
+    """Nobody resolves a probe; how it ended is said by the transition (`tests/outcomes/test_probes_out.py`)."""
+    letter = make_old_job(day, S.DEAD)
+    make_old_job(day, S.DEAD, probe=True, key="probe-1", resolution="ignored", resolved_by="probe")
+    run_round()
+    assert ids_of(day) == {letter.id}
+    assert sql("SELECT count(*) FROM queues_dedupekey") == [(0,)]
+
+
 def test_jobs_of_a_type_that_is_gone_have_the_defaults(day: dt.date) -> None:
     """7 days and 30 days."""
     kept = {make_old_job(day, kind="gone", settled_days_ago=6.9).id}
