@@ -40,6 +40,7 @@ _SCOPES: Final[Mapping[Metric, Collection[str]]] = {
     Metric.ROLLUP_AGE: (Scope.ALL,),
     Metric.PARTITIONS_AHEAD: (Scope.ALL,),
     Metric.UNDELIVERED: (Scope.ALL,),
+    Metric.UNMEASURED: (Scope.ALL,),
     Metric.WORKER_MEMORY: (Scope.ALL, Scope.TIER),
 }
 _DURATIONS: Final = frozenset({Metric.NO_WORKER, Metric.NOT_CONSUMING, Metric.ROLLUP_AGE})
@@ -53,6 +54,7 @@ _UNITS: Final[Mapping[Metric, str]] = {
     Metric.WORKER_MEMORY: "{} MB",
     Metric.PARTITIONS_AHEAD: "{} days",
     Metric.UNDELIVERED: "{} in a row",
+    Metric.UNMEASURED: "{}",
 }
 
 
@@ -186,8 +188,10 @@ def delete(rule: AlertRule, *, actor: str, source: str = "admin", request_id: st
     if rule.default_key:
         raise ValueError("a default rule is disabled, not deleted")
     with transaction.atomic():
-        _record("alert_rule.deleted", rule, actor, source, request_id, before=_fields(rule))
+        before = _fields(rule)
+        # Its findings before the board's row, as a round of the engine locks them.
         AlertRule.objects.filter(pk=rule.pk, default_key=None).delete()
+        _record("alert_rule.deleted", rule, actor, source, request_id, before=before)
 
 
 def _fields(rule: AlertRule) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 from django.db import connection, transaction
 
-from queues import audit, contracts, lifecycle
+from queues import audit, contracts, lifecycle, workers
 from queues.accept import EnqueueError, TypeDisabled, accept_probe
 from queues.contracts import Contract, UnknownContract
 from queues.models import JobType, ProbeRun
@@ -28,6 +28,8 @@ SETTLE_MOST: Final = 500
 LATE_MOST: Final = 200
 KEEP_DAYS: Final = 7
 DETAIL_CHARACTERS: Final = 300
+KNOWN_SINCE: Final = 1
+"""Workers of this release and later know probes."""
 AGAIN_SECONDS: Final = 30
 """After a first failure the next probe comes so soon, whatever the interval: was it one bad minute, or is it down?"""
 LATE: Final = "late"
@@ -59,16 +61,21 @@ WHERE c.probe_every_seconds > 0 AND NOT EXISTS (SELECT FROM queues_probe p WHERE
 ON CONFLICT DO NOTHING
 """
 
+# A worker of the release before would count a probe as business.
+_OLD_WORKERS: Final = f"""EXISTS (SELECT FROM queues_workerprocess w WHERE w.kind = 'worker'
+    AND w.release < {KNOWN_SINCE} AND w.seen_at > jobs_now() - interval '{workers.GONE_SECONDS} seconds')"""
+
 # The next time counts from now and not from when this one was due: after an outage one run follows, not all of them.
-_CLAIM: Final = """
+_CLAIM: Final = f"""
 UPDATE queues_probe p SET last_at = jobs_clock(),
   next_at = jobs_clock() + make_interval(secs => c.probe_every_seconds * (0.9 + random() * 0.2))
 FROM queues_jobtype c WHERE c.name = p.type AND p.type = ANY(ARRAY(
   SELECT d.type FROM queues_probe d WHERE d.next_at <= jobs_now()
     AND NOT EXISTS (SELECT FROM queues_proberun r WHERE r.type = d.type AND r.outcome = 'running')
+    AND NOT {_OLD_WORKERS}
   ORDER BY d.next_at LIMIT %(limit)s FOR UPDATE OF d SKIP LOCKED))
 RETURNING p.type, c.enabled, c.paused
-"""
+"""  # noqa: S608 (constants)
 
 _BEGIN: Final = """
 INSERT INTO queues_proberun (type, tier, window_seconds, begun_at, settled_at, outcome, reason, detail, by)
@@ -317,6 +324,8 @@ def run_now(
         enabled, paused = JobType.objects.values_list("enabled", "paused").get(name=name)
         if paused or not enabled:
             raise NotProbed(f"{name} is {'paused' if enabled else 'disabled'}: a probe would not run.")
+        if _rows(f"SELECT {_OLD_WORKERS}", {})[0][0]:  # noqa: S608 (constants)
+            raise NotProbed("A worker of the release before is still there; it does not know probes.")
         known = _sent_before(name, actor=actor, after=after)
         if known is not None:
             return Sent(run_id=known.pk, job_id=known.job_id, fresh=False)

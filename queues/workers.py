@@ -11,13 +11,16 @@ from queues.models import WorkerProcess
 
 GONE_SECONDS: Final = 15
 SCHEDULER_GONE_SECONDS: Final = 5
+RELEASE: Final = 1
+"""Raised when processes of the release before would get something wrong that this one starts: 1 knows probes."""
 
 _REPORT: Final = """
-INSERT INTO queues_workerprocess AS w (id, kind, hostname, pid, queues, slots, busy, memory_bytes, trouble, started_at,
-  seen_at)
-VALUES (%s, %s, %s, %s, to_jsonb(%s::text[]), %s, %s, %s, %s, jobs_clock(), jobs_clock())
+INSERT INTO queues_workerprocess AS w (id, kind, hostname, pid, queues, slots, busy, memory_bytes, trouble, release,
+  started_at, seen_at)
+VALUES (%s, %s, %s, %s, to_jsonb(%s::text[]), %s, %s, %s, %s, %s, jobs_clock(), jobs_clock())
 ON CONFLICT (id) DO UPDATE SET seen_at = jobs_clock(), busy = excluded.busy, slots = excluded.slots,
-  queues = excluded.queues, memory_bytes = excluded.memory_bytes, trouble = excluded.trouble
+  queues = excluded.queues, memory_bytes = excluded.memory_bytes, trouble = excluded.trouble,
+  release = excluded.release
 """
 _SLOTS: Final = """
 SELECT q, sum(slots) FROM queues_workerprocess, jsonb_array_elements_text(queues) AS q
@@ -69,6 +72,7 @@ def report(
     """Say that a process lives, how busy it is, and what is wrong with it."""
     values: list[Any] = [
         process_id[:200], kind, hostname[:100], pid, list(queues), slots, busy, _family_memory(pid), trouble[:500],
+        RELEASE,
     ]  # fmt: skip
     with connection.cursor() as cursor:
         cursor.execute(_REPORT, values)

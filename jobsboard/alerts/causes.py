@@ -7,11 +7,14 @@ open beside the alert of what caused it: nobody is woken twice, and an old dead 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from typing import Final
 
 from jobsboard.models import AlertRule, Metric
 
+KEY_MOST: Final = 128
+"""Characters of an alert's key."""
 WORKERS: Final = "workers"
 _OF_TIER: Final = frozenset(
     {
@@ -40,7 +43,8 @@ def key_of(rule: AlertRule, *, subject: str, tier: int | None) -> str:
         return f"{metric.value}:{subject}"
     if metric in _OF_TIER and tier is not None:
         return f"tier{tier}"
-    return ":".join(part for part in (metric.value, rule.reason, subject) if part)
+    key = ":".join(part for part in (metric.value, rule.reason, subject) if part)
+    return key if len(key) <= KEY_MOST else f"{key[: KEY_MOST - 17]}:{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def route(rule: AlertRule, *, subject: str, tier: int | None, open_tiers: Mapping[str, Collection[int]]) -> str | None:

@@ -76,7 +76,7 @@ DEFAULTS: Final = (
         Metric.SUSPECTED_DUPLICATES, "suspected duplicate effects", (1, 50, 100), severities=_WARNING,
     ),
     # A probe that fails is sent again soon: twice in a row is no accident.
-    *_of_tiers(Metric.PROBE_FAILED, "probe", (1, 2, 2), clear_for_seconds=0),
+    *_of_tiers(Metric.PROBE_FAILED, "probe", (1, 2, 2)),
     Default(
         default_key="dead_open.tier1", name="Tier 1: dead letters open", metric=Metric.DEAD_OPEN.value,
         scope=AlertRule.Scope.TIER.value, tier=1, threshold=1, for_seconds=60,
@@ -113,6 +113,10 @@ DEFAULTS: Final = (
     Default(
         default_key="partitions_ahead", name="No place for new jobs", metric=Metric.PARTITIONS_AHEAD.value,
         comparison=AlertRule.Comparison.BELOW.value, threshold=3, severity=Severity.CRITICAL.value,
+    ),
+    Default(
+        default_key="unmeasured", name="Alert rules that cannot be measured", metric=Metric.UNMEASURED.value,
+        threshold=1, for_seconds=30, severity=Severity.CRITICAL.value,
     ),
     Default(
         default_key="undelivered", name="Alerts do not arrive", metric=Metric.UNDELIVERED.value, threshold=5,

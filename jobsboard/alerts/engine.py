@@ -31,14 +31,21 @@ UPDATE_SECONDS: Final = 300
 """Another finding of an alert is told at most so often; a higher severity at once."""
 KEEP_RESOLVED: Final = timedelta(days=90)
 FINDINGS_MOST: Final = 50
-"""That an alert lists; of more the newest are not kept in it."""
+"""That an alert lists: of more, what has cleared goes first, then the newest are left out."""
+REOPEN_SECONDS: Final = 900
+"""The same cause within this time is the same alert again: what flaps is not new each time."""
 
+# A slow round is left alone for a minute: rivals that cut each other short would keep none. A stamp of the future
+# is of a clock that went back.
 _CLAIM: Final = """
 INSERT INTO jobsboard_alertclock AS c (id, evaluated_at) VALUES (1, jobs_clock())
 ON CONFLICT (id) DO UPDATE SET evaluated_at = jobs_clock()
-  WHERE c.evaluated_at IS NULL OR c.evaluated_at < jobs_now() - make_interval(secs => %s)
+  WHERE c.evaluated_at IS NULL OR c.evaluated_at > jobs_now() + interval '10 s'
+    OR (c.evaluated_at < jobs_now() - make_interval(secs => %s)
+      AND (c.ended_at >= c.evaluated_at OR c.evaluated_at < jobs_now() - interval '60 s'))
 RETURNING evaluated_at
 """
+_END: Final = "UPDATE jobsboard_alertclock SET ended_at = jobs_clock() WHERE id = 1 AND evaluated_at = %s"
 _HOLD: Final = "SELECT evaluated_at = %s FROM jobsboard_alertclock WHERE id = 1 FOR UPDATE"
 _RANK: Final = {Severity.WARNING.value: 1, Severity.CRITICAL.value: 2}
 
@@ -50,16 +57,26 @@ def run_once() -> bool:
     claimed = _claim()
     if claimed is None:
         return False
+    try:
+        _round(claimed)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(_END, [claimed])
+    return False
+
+
+def _round(claimed: datetime) -> None:
     defaults.ensure()
     rules = list(AlertRule.objects.filter(enabled=True))
     seen = Seen.now()
     readings = {rule.pk: _read(rule, seen) for rule in rules}
     fault("alerts.read")
+    blind = any(readings[rule.pk] is None for rule in rules if rule.severity == Severity.CRITICAL)
     with transaction.atomic():
         if _still_mine(claimed):
             Round(rules=rules, readings=readings, now=seen.at).apply()
-            AlertClock.objects.update(completed_at=Now())
-    return False
+            if not blind:
+                AlertClock.objects.update(completed_at=Now())
 
 
 def _claim() -> datetime | None:
@@ -82,7 +99,7 @@ def _read(rule: AlertRule, seen: Seen) -> Sequence[Reading] | None:
     trouble, found = "", None
     try:
         found = metrics.read(rule, seen)
-    except (Error, ArithmeticError, LookupError, ValueError) as error:
+    except (Error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, Error) and not connection.is_usable():
             raise
         trouble = f"{type(error).__name__}: {error}"[:300]
@@ -198,26 +215,39 @@ class Round:
         )
         for found in loose:
             rule = self._rule(found)
-            key = causes.route(rule, subject=found.subject, tier=found.tier, open_tiers=self._open_tiers())
+            key = causes.route(rule, subject=found.subject, tier=found.tier, open_tiers=self._open_tiers(active))
             if key is None:
                 continue
             alert = self._alerts.get(key) or self._open(key, found)
             found.alert = alert
             found.save(update_fields=["alert"])
             listed = self._listed(found)
-            alert.findings = [*(one for one in alert.findings if not _same(one, listed)), listed][:FINDINGS_MOST]
+            kept = [one for one in alert.findings if not _same(one, listed)]
+            if len(kept) >= FINDINGS_MOST:
+                kept = [one for one in kept if not one["cleared_at"]]
+            alert.findings = [*kept, listed][:FINDINGS_MOST]
 
     def _rule(self, found: AlertFinding) -> AlertRule:
         return self._rules[found.rule_id]
 
-    def _open_tiers(self) -> dict[str, set[int]]:
-        return {
-            key: {one["tier"] for one in alert.findings if one.get("tier") is not None}
-            for key, alert in self._alerts.items()
-        }
+    def _open_tiers(self, active: Sequence[AlertFinding]) -> dict[str, set[int]]:
+        """Return what each open alert is about now: what has cleared explains nothing any more."""
+        keys: dict[int | None, str] = {alert.pk: key for key, alert in self._alerts.items()}
+        tiers: dict[str, set[int]] = {key: set() for key in self._alerts}
+        for found in active:
+            if found.alert_id in keys and found.tier is not None:
+                tiers[keys[found.alert_id]].add(found.tier)
+        return tiers
 
     def _open(self, key: str, found: AlertFinding) -> Alert:
         rule = self._rule(found)
+        again = self._again(key)
+        if again is not None:
+            again.state, again.resolved_at, again.severity = Alert.State.FIRING, None, rule.severity
+            again.acknowledged_at, again.acknowledged_by, again.note = None, "", ""
+            again.save()
+            self._alerts[key] = again
+            return again
         alert = Alert(
             key=key, severity=rule.severity, title=found.words[:200], started_at=self.now,
             # What the cause is about, not what was found first: more tiers and types may follow.
@@ -226,6 +256,12 @@ class Round:
         self._alerts[key] = alert
         alert.save(force_insert=True)
         return alert
+
+    def _again(self, key: str) -> Alert | None:
+        """Return the alert of this cause that was resolved a moment ago."""
+        since = self.now - timedelta(seconds=REOPEN_SECONDS)
+        of_key = Alert.objects.select_for_update().filter(key=key, state=Alert.State.RESOLVED, resolved_at__gt=since)
+        return of_key.order_by("-id").first()
 
     def _listed(self, found: AlertFinding) -> dict[str, Any]:
         rule = self._rule(found)
@@ -243,6 +279,9 @@ class Round:
         for alert in self._alerts.values():
             mine = by_alert.get(alert.pk, [])
             alert.findings = _updated(alert.findings, [self._listed(found) for found in mine], now=self.now)
+            # What has cleared is news when it comes again.
+            standing = {_name(found.rule_id, found.subject) for found in mine}
+            alert.told_findings = [name for name in alert.told_findings if name in standing]
             if mine:
                 self._judge(alert, mine)
             else:
@@ -251,10 +290,18 @@ class Round:
                 alert.title = min(alert.findings, key=_weight)["words"][:200] if alert.findings else alert.title
             event = self._event(alert, mine)
             if event is not None:
-                self._tell(alert, event)
+                self._tell(alert, event, mine)
             if event is not None or self._before.get(alert.key) != _kept(alert):
                 self._touched = True
                 alert.save()
+        outbox.catch_up(
+            [alert for alert in self._alerts.values() if self._waits_for_somebody(alert, by_alert.get(alert.pk, []))],
+            now=self.now,
+        )
+
+    def _waits_for_somebody(self, alert: Alert, mine: Sequence[AlertFinding]) -> bool:
+        told = alert.told not in ("", Event.RESOLVED)
+        return alert.state == Alert.State.FIRING and told and not self._silenced(alert, mine)
 
     def _judge(self, alert: Alert, mine: Sequence[AlertFinding]) -> None:
         """Set title and severity: the title is the first cause's, the severity never falls while it is open."""
@@ -276,34 +323,41 @@ class Round:
         """Return what is to be told of an alert now, if anything."""
         if alert.state == Alert.State.RESOLVED:
             # Who was told that it fires is told that it is over, silenced or not.
-            return Event.RESOLVED if alert.told else None
+            return Event.RESOLVED if alert.told not in ("", Event.RESOLVED) else None
         if self._silenced(alert, mine):
             return None
+        told_at = alert.told_at or self.now
+        # What gets well already is no news.
+        worse = {_name(found.rule_id, found.subject) for found in mine if found.well_since is None}
+        news = bool(worse - set(alert.told_findings)) and (self.now - told_at).total_seconds() >= UPDATE_SECONDS
+        if alert.state == Alert.State.ACKNOWLEDGED and alert.told == Event.ACKNOWLEDGED and news:
+            # What was acknowledged was something else.
+            alert.state = Alert.State.FIRING
+            return Event.UPDATED
         if alert.state == Alert.State.ACKNOWLEDGED:
             # Of what was silenced and acknowledged nobody was told, and somebody knows.
             return Event.ACKNOWLEDGED if alert.told not in ("", Event.ACKNOWLEDGED) else None
         if not alert.told:
             return Event.FIRING
+        if alert.told == Event.RESOLVED:
+            # It flaps: told again after a while, or at once when it is worse than it was.
+            worse_now = _RANK[alert.severity] > _RANK[alert.told_severity]
+            return Event.FIRING if worse_now or (self.now - told_at).total_seconds() >= UPDATE_SECONDS else None
         if _RANK[alert.severity] > _RANK[alert.told_severity]:
             return Event.UPDATED
-        told_at = alert.told_at or self.now
-        # What gets well already is no news.
-        worse = {_name(found.rule_id, found.subject) for found in mine if found.well_since is None}
-        if worse - set(alert.told_findings) and (self.now - told_at).total_seconds() >= UPDATE_SECONDS:
-            return Event.UPDATED
-        return None
+        return Event.UPDATED if news else None
 
-    def _tell(self, alert: Alert, event: Event) -> None:
+    def _tell(self, alert: Alert, event: Event, mine: Sequence[AlertFinding]) -> None:
         alert.sequence += 1
         alert.told, alert.told_at, alert.told_severity = event.value, self.now, alert.severity
-        alert.told_findings = sorted(set(alert.told_findings) | set(_names(alert)))
+        alert.told_findings = sorted(_name(found.rule_id, found.subject) for found in mine)
         log.info("%s %s %s", event.value, alert.key, alert.title)
         outbox.announce(alert, event, now=self.now)
 
 
 def _kept(alert: Alert) -> tuple[Any, ...]:
     """Return what a round may change of an alert."""
-    return (alert.state, alert.severity, alert.title, alert.findings)
+    return (alert.state, alert.severity, alert.title, alert.findings, alert.told_findings)
 
 
 def _names(alert: Alert) -> list[str]:

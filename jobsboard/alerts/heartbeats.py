@@ -32,8 +32,9 @@ WHERE e.id = ANY (ARRAY(
     ORDER BY next_beat_at NULLS FIRST LIMIT %(most)s FOR NO KEY UPDATE SKIP LOCKED))
   AND (e.next_beat_at IS NULL OR e.next_beat_at <= jobs_now())
   AND EXISTS (SELECT FROM jobsboard_alertclock
-    WHERE completed_at > jobs_now() - make_interval(secs => %(fresh)s))
-  AND EXISTS (SELECT FROM queues_boardversion WHERE folded_at > jobs_now() - make_interval(secs => %(fresh)s))
+    WHERE completed_at BETWEEN jobs_now() - make_interval(secs => %(fresh)s) AND jobs_now() + interval '10 s')
+  AND EXISTS (SELECT FROM queues_boardversion
+    WHERE folded_at BETWEEN jobs_now() - make_interval(secs => %(fresh)s) AND jobs_now() + interval '10 s')
 RETURNING e.id, e.next_beat_at, jobs_now(), e.url_sealed, e.secret_sealed,
   CASE WHEN e.secret_old_until > jobs_now() THEN e.secret_old_sealed END
 """

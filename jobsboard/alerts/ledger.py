@@ -45,7 +45,7 @@ _DUE: Final = """
     WHERE d.endpoint_id = endpoint.id AND {which} AND d.state = 'pending' AND d.due_at <= jobs_now()
       AND (d.alert_id IS NULL OR d.created_by <> '' OR NOT EXISTS (
         SELECT FROM jobsboard_webhookdelivery n WHERE n.alert_id = d.alert_id AND n.endpoint_id = d.endpoint_id
-          AND n.sequence > d.sequence AND n.state = 'pending' AND n.created_by = ''))
+          AND n.sequence > d.sequence AND n.state IN ('pending', 'delivered') AND n.created_by = ''))
     ORDER BY d.due_at {order} LIMIT greatest(endpoint.room, 0)
 """
 
@@ -127,6 +127,17 @@ UPDATE jobsboard_webhookdelivery SET state = 'failed', due_at = NULL, settled_at
 WHERE id = ANY (ARRAY(
   SELECT id FROM jobsboard_webhookdelivery WHERE endpoint_id = %(endpoint)s AND state = 'pending'
   ORDER BY id FOR NO KEY UPDATE))
+"""
+
+# A sender that died between its record and _END_OLDER left these: they are sent no more, and end here.
+_END_OVERTAKEN: Final = """
+UPDATE jobsboard_webhookdelivery SET state = 'superseded', due_at = NULL, settled_at = jobs_clock()
+WHERE id = ANY (ARRAY(
+  SELECT d.id FROM jobsboard_webhookdelivery d
+  WHERE d.state = 'pending' AND d.created_by = '' AND d.due_at <= jobs_now()
+    AND EXISTS (SELECT FROM jobsboard_webhookdelivery n WHERE n.alert_id = d.alert_id
+      AND n.endpoint_id = d.endpoint_id AND n.sequence > d.sequence AND n.state = 'delivered' AND n.created_by = '')
+  ORDER BY d.id LIMIT %(most)s FOR NO KEY UPDATE SKIP LOCKED)) AND state = 'pending'
 """
 
 # What is being tried is left to whoever tries it.
@@ -336,11 +347,13 @@ def give_up_old() -> bool:
     """End deliveries that waited too long, and forget settled ones of long ago; returns whether there may be more."""
     entries = json.dumps(_entries(f"given up: older than {TOO_OLD_HOURS} hours"))
     with connection.cursor() as cursor:
+        cursor.execute(_END_OVERTAKEN, {"most": FORGET_MOST})
+        overtaken: int = cursor.rowcount
         cursor.execute(_END_OLD, {"hours": TOO_OLD_HOURS, "entries": entries, "most": FORGET_MOST})
         ended: int = cursor.rowcount
         cursor.execute(_FORGET, {"days": KEEP.days, "most": FORGET_MOST})
         forgotten: int = cursor.rowcount
-    return max(ended, forgotten) >= FORGET_MOST
+    return max(overtaken, ended, forgotten) >= FORGET_MOST
 
 
 def _entries(error: str) -> list[dict[str, Any]]:

@@ -114,7 +114,8 @@ def _late_ratio(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
     for tier, name in _pairs(rule, seen):
         total = seen.flow(rule.over_seconds).total(tier=tier, name=name)
         known = seen.waiting.get((tier, name))
-        of_type = known.overdue if known else 0
+        # What somebody paused waits because of that, and the promise tells of it.
+        of_type = known.overdue if known and not seen.board.types[name].paused else 0
         settled += total.settled
         late += total.late + total.expired
         overdue += of_type
@@ -184,7 +185,7 @@ def _oldest_open(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
     """The age of the oldest open job of the type that is worst off, as a multiple of its window."""
     worst = None
     for (tier, name), since in seen.oldest.items():
-        if name not in seen.board.types or not _covers(rule, tier, name):
+        if name not in seen.board.types or seen.board.types[name].paused or not _covers(rule, tier, name):
             continue
         age = (seen.at - since).total_seconds()
         found = (age / seen.board.types[name].window_seconds, age, name)
@@ -268,7 +269,7 @@ def _probe_failed(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
             job_type=one.type,
         )
         for one in seen.probes
-        if _covers(rule, one.tier, one.type)
+        if _covers(rule, one.tier, one.type) and not one.paused
     ]
 
 
@@ -335,6 +336,15 @@ def _undelivered(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
     ]
 
 
+def _unmeasured(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
+    """Rules that the round before could not measure; this asks nothing but them."""
+    n = len(seen.troubled)
+    words = (
+        f"{n} alert rule{' cannot' if n == 1 else 's cannot'} be measured: {', '.join(seen.troubled[:3])}" if n else ""
+    )
+    return [Reading(subject="all", value=n, words=words)]
+
+
 _METRICS: Final[Mapping[Metric, Callable[[AlertRule, Seen], Sequence[Reading]]]] = {
     Metric.LAG: _lag,
     Metric.BURN_RATE: _burn_rate,
@@ -352,4 +362,5 @@ _METRICS: Final[Mapping[Metric, Callable[[AlertRule, Seen], Sequence[Reading]]]]
     Metric.ROLLUP_AGE: _rollup_age,
     Metric.PARTITIONS_AHEAD: _partitions,
     Metric.UNDELIVERED: _undelivered,
+    Metric.UNMEASURED: _unmeasured,
 }

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast
 from django.db import Error
 
 from jobsboard.metrics import probes as bounded
-from jobsboard.models import WebhookEndpoint
+from jobsboard.models import AlertRule, WebhookEndpoint
 from queues import outcomes
 from queues.outcomes import Board, Counts, Flow, ProbeNow, Span, Times, watch
 from queues.states import OPEN, WAITING
@@ -22,6 +22,7 @@ from queues.workers import GONE_SECONDS
 Pair = tuple[int, str]
 _T = TypeVar("_T")
 _SLOT: Final = 60
+_LONG_WINDOW: Final = 600
 
 
 @dataclass(kw_only=True)
@@ -77,6 +78,9 @@ class Seen:
         """
         found: dict[Pair, Counts] = {}
         for (of_tier, of_type), known in self._types(tier=tier, name=name).items():
+            if known > _LONG_WINDOW:
+                found[(of_tier, of_type)] = self._shifted(_later(known), seconds).total(tier=of_tier, name=of_type)
+                continue
             flow = self.flow(_rounded(seconds + known + _SLOT))
             since = flow.span.until - timedelta(seconds=seconds + known + _SLOT)
             slots = flow.pairs.get((of_tier, of_type), {})
@@ -84,6 +88,16 @@ class Seen:
             counted = [one for index, one in slots.items() if 0 <= index < len(begun) and begun[index] >= since]
             found[(of_tier, of_type)] = outcomes.add(counted)
         return found
+
+    def _shifted(self, window: int, seconds: int) -> Flow:
+        """Return the minutes whose windows, of about this length, passed in the stretch: with the length of windows
+        the slots of one span would outgrow the stretch.
+        """
+        until = self.at - timedelta(seconds=window)
+        since = until - timedelta(seconds=seconds + _SLOT)
+        span = Span.between(since, until, now=self.at, folded_at=self.board.folded_at)
+        names = [one.name for one in self.board.types.values() if _later(one.window_seconds) == window]
+        return self._once(f"shifted {window} {seconds}", lambda: outcomes.flow(span, names=names))
 
     def _types(self, *, tier: int | None, name: str | None) -> dict[Pair, int]:
         return {
@@ -141,6 +155,12 @@ class Seen:
             "endpoints", lambda: list(WebhookEndpoint.objects.only("id", "name", "enabled", "failures", "last_error"))
         )
 
+    @property
+    def troubled(self) -> Sequence[str]:
+        """Rules that could not be measured in the round before."""
+        of_rules = AlertRule.objects.filter(enabled=True).exclude(trouble="")
+        return self._once("troubled", lambda: list(of_rules.order_by("name").values_list("name", flat=True)))
+
     def queue_of(self, name: str) -> str:
         """Return the queue of a job type."""
         known = self.board.types[name]
@@ -149,6 +169,12 @@ class Seen:
     def waiting_in(self, tier: int) -> int:
         """Return how many jobs of a tier wait for a run."""
         return self.board.count(*WAITING, tier=tier)
+
+
+def _later(window: int) -> int:
+    """Round a long window up, so that few statements read them all."""
+    step = 300 if window <= 3600 else 900 if window <= 21_600 else 3600
+    return -(-window // step) * step
 
 
 def _rounded(seconds: int) -> int:

@@ -18,6 +18,7 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.SmallIntegerField(primary_key=True, serialize=False)),
                 ("evaluated_at", models.DateTimeField(null=True)),
+                ("ended_at", models.DateTimeField(null=True)),
                 ("completed_at", models.DateTimeField(null=True)),
             ],
         ),
@@ -157,6 +158,7 @@ class Migration(migrations.Migration):
                             ("rollup_age", "Age of the numbers, in seconds"),
                             ("partitions_ahead", "Days of partitions that are made ahead"),
                             ("undelivered", "Endpoint: failed deliveries in a row"),
+                            ("unmeasured", "Rules that cannot be measured"),
                         ],
                         max_length=20,
                     ),

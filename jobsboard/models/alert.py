@@ -29,6 +29,7 @@ class Metric(models.TextChoices):
     ROLLUP_AGE = "rollup_age", "Age of the numbers, in seconds"
     PARTITIONS_AHEAD = "partitions_ahead", "Days of partitions that are made ahead"
     UNDELIVERED = "undelivered", "Endpoint: failed deliveries in a row"
+    UNMEASURED = "unmeasured", "Rules that cannot be measured"
 
 
 class Severity(models.TextChoices):
@@ -180,8 +181,10 @@ class AlertClock(models.Model):
     """One row: when rules were evaluated last. Its lock lets one scheduler at a time do so."""
 
     id = models.SmallIntegerField(primary_key=True)
-    # When a round began, which is its name, and when one was kept. Only the latter says that alerts work.
+    # When a round began, which is its name; when one ended, however it did; and when one was kept that could measure
+    # what is critical. Only the last says that alerts work.
     evaluated_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
     completed_at = models.DateTimeField(null=True)
 
     def __str__(self) -> str:

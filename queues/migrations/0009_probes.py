@@ -95,4 +95,10 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
+        # A constant as default: no row is written anew, and a process of the release before leaves it out.
+        migrations.AddField(
+            model_name="workerprocess",
+            name="release",
+            field=models.PositiveSmallIntegerField(db_default=0, default=0),
+        ),
     ]

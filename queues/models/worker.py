@@ -16,6 +16,8 @@ class WorkerProcess(models.Model):
     busy = models.IntegerField(default=0)
     memory_bytes = models.BigIntegerField(default=0)
     trouble = models.CharField(max_length=500, blank=True, db_default="", default="")
+    # What its code knows (`queues.workers.RELEASE`); one of before this column says nothing, which is 0.
+    release = models.PositiveSmallIntegerField(db_default=0, default=0)
     started_at = models.DateTimeField(db_default=Now())
     seen_at = models.DateTimeField(db_default=Now())
 

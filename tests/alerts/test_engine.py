@@ -113,8 +113,10 @@ def test_a_queue_without_workers_explains_its_tier(rounds: Rounds) -> None:
     assert rounds.play({workers: gone, late: 9, standing: 3, other: 9}) == [("firing", "tier3", "warning", 1)]
     back = {"queue:tier1": (0, 1), "queue:tier2": (0, 2)}
     assert rounds.play({workers: back, late: 9, standing: 3, other: 9}) == [], "what follows from it is not over"
-    assert rounds.play({workers: back, late: 0, standing: 3, other: 9}) == [("resolved", "workers", "critical", 2)]
-    assert rounds.play({workers: back, late: 0, standing: 3, other: 9}) == [("firing", "dead_open:tier1", "warning", 1)]
+    assert rounds.play({workers: back, late: 0, standing: 3, other: 9}) == [
+        ("resolved", "workers", "critical", 2),
+        ("firing", "dead_open:tier1", "warning", 1),
+    ]
 
 
 def test_what_stands_does_not_hide_what_goes_wrong_next(rounds: Rounds) -> None:
