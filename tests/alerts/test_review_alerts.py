@@ -213,6 +213,7 @@ def test_what_somebody_paused_is_neither_late_nor_old(db: None) -> None:
 def test_the_burn_rate_of_any_window_has_a_value_all_the_time(db: None, window: int) -> None:
     """With long windows the slots outgrew the stretch, and most rounds saw nothing."""
     make_type(TYPE, window_seconds=window, target_ratio=0.9)
+    sql("UPDATE queues_boardversion SET folded_at = jobs_now()")
     now = sql("SELECT jobs_now()")[0][0].replace(second=0, microsecond=0)
     since = now - dt.timedelta(seconds=window, minutes=90)
     for shift in range(0, 15, 3):
