@@ -360,11 +360,6 @@ def _kept(alert: Alert) -> tuple[Any, ...]:
     return (alert.state, alert.severity, alert.title, alert.findings, alert.told_findings)
 
 
-def _names(alert: Alert) -> list[str]:
-    """Name the findings that an alert has now."""
-    return [_name(one["rule"], one["subject"]) for one in alert.findings if one["cleared_at"] is None]
-
-
 def _name(rule: int, subject: str) -> str:
     return f"{rule} {subject}"
 

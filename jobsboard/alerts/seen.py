@@ -16,7 +16,7 @@ from jobsboard.metrics import probes as bounded
 from jobsboard.models import AlertRule, WebhookEndpoint
 from queues import outcomes
 from queues.outcomes import Board, Counts, Flow, ProbeNow, Span, Times, watch
-from queues.states import OPEN, WAITING
+from queues.states import OPEN
 from queues.workers import GONE_SECONDS
 
 Pair = tuple[int, str]
@@ -165,10 +165,6 @@ class Seen:
         """Return the queue of a job type."""
         known = self.board.types[name]
         return f"tier{known.tier}.{known.pool}" if known.pool else f"tier{known.tier}"
-
-    def waiting_in(self, tier: int) -> int:
-        """Return how many jobs of a tier wait for a run."""
-        return self.board.count(*WAITING, tier=tier)
 
 
 def _later(window: int) -> int:
