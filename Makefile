@@ -48,6 +48,10 @@ scale: $(STAMP) ## time metrics, outcomes and the board with 10 thousand jobs an
 chaos: $(STAMP) ## kill and starve a whole stack of its own, then check that nothing is lost or doubled (SEED=...)
 	@exec $(LOCAL) isolated -- python -m benchmarks.chaos $(ARGS)
 
+.PHONY: plan-kill
+plan-kill: $(STAMP) ## kill what carries out a replay plan of a stack of its own, then check each item, effect and count (SEED=...)
+	@exec $(LOCAL) isolated -- python -m benchmarks.plan_kill $(ARGS)
+
 .PHONY: cells
 cells: $(STAMP) ## five public fault cells and four more, Jobsboard beside plain Celery (ARGS="--only crash_recovery")
 	@exec $(LOCAL) isolated -- python -m benchmarks.cells $(ARGS)

@@ -108,6 +108,8 @@ class Inputs:
         self.chance = random.Random(seed)
         self.stack = stack
         self.jobs: list[tuple[str, int, str]] = []
+        self.plans: list[str] = []
+        self.groups: list[str] = []
         self.cursors: list[str] = []
         self.looked_at = float("-inf")
         self.lock = threading.Lock()
@@ -117,6 +119,7 @@ class Inputs:
         with self.lock:
             if time.monotonic() - self.looked_at > LOOK_AGAIN_SECONDS:
                 self.jobs, self.looked_at = self.stack.look(), time.monotonic()
+                self.plans, self.groups = self.stack.plans_and_groups()
             self._fill_path(case)
             self._fill_query(case)
             case.body = self._body(case.body)
@@ -136,6 +139,10 @@ class Inputs:
                 case.path_parameters[name] = job_id
             elif name == "token":
                 case.path_parameters[name] = self.stack.token(job_id, self.chance.choice([fence, 1, 0]))
+            elif name == "plan_id" and self.plans:
+                case.path_parameters[name] = self.chance.choice(self.plans)
+            elif name == "group_id" and self.groups:
+                case.path_parameters[name] = self.chance.choice(self.groups)
             elif name == "job_type":
                 case.path_parameters[name] = (
                     self.stack.kinds.AWAIT if self.often(0.8) else self.chance.choice(self.stack.TYPES)
@@ -169,6 +176,9 @@ class Inputs:
             body["job_id"] = self.chance.choice(self.jobs)[0]
         elif "ref" in body and "outcome" in body and self.often(0.5):
             body["ref"] = f"ext-{self.chance.choice(self.jobs)[0]}"
+        if ("ids" in body or "filter" in body) and self.often(0.8):
+            body |= {"ids": [self.chance.choice(self.jobs)[0] for _ in range(3)], "filter": None}
+            body.pop("expected_count", None)
         return body
 
 

@@ -8,11 +8,12 @@ from django.db import connection
 
 from benchmarks import fuzz_handlers as kinds
 from benchmarks.chaos.processes import Processes, until
+from dlq.models import ReplayPlan
 from jobsboard.api import keys
 from queues import actions, contracts
 from queues.accept import Item, enqueue_many
 from queues.callback_tokens import callback_token
-from queues.models import Job, JobType
+from queues.models import FailureCount, Job, JobType
 
 PAUSED, STRICT, OFF = "fuzz.paused", "fuzz.strict", "fuzz.off"
 TYPES = (kinds.DONE, kinds.DEAD, kinds.RETRY, kinds.AWAIT, kinds.SLOW, PAUSED, STRICT, OFF)
@@ -80,6 +81,13 @@ def look() -> list[tuple[str, int, str]]:
             " WHERE n <= 15 OR n > all_n - 5"
         )
         return list(cursor.fetchall())
+
+
+def plans_and_groups() -> tuple[list[str], list[str]]:
+    """Return ids of plans and of failure groups, the newest."""
+    plans = ReplayPlan.objects.order_by("-id").values_list("id", flat=True)[:20]
+    groups = FailureCount.objects.order_by("-id").values_list("id", flat=True)[:20]
+    return [str(one) for one in plans], [str(one) for one in groups]
 
 
 def token(job_id: str, fence: int) -> str:

@@ -28,8 +28,11 @@ FIELDS: Final = (
 """What a person may change."""
 
 OVER: Final = frozenset(
-    {Metric.LAG, Metric.BURN_RATE, Metric.LATE_RATIO, Metric.DEAD_INFLOW, Metric.SUSPECTED_DUPLICATES}
-)
+    {
+        Metric.LAG, Metric.BURN_RATE, Metric.LATE_RATIO, Metric.DEAD_INFLOW, Metric.SUSPECTED_DUPLICATES,
+        Metric.NEW_FAILURES, Metric.REGRESSED_FAILURES,
+    }
+)  # fmt: skip
 """Metrics that look at a stretch of time; the others look at this moment."""
 
 EVENTS: Final = frozenset({Metric.LAG, Metric.BURN_RATE, Metric.LATE_RATIO})
@@ -41,6 +44,7 @@ _SCOPES: Final[Mapping[Metric, Collection[str]]] = {
     Metric.PARTITIONS_AHEAD: (Scope.ALL,),
     Metric.UNDELIVERED: (Scope.ALL,),
     Metric.UNMEASURED: (Scope.ALL,),
+    Metric.REPLAY_PLANS_STOPPED: (Scope.ALL,),
     Metric.WORKER_MEMORY: (Scope.ALL, Scope.TIER),
 }
 _DURATIONS: Final = frozenset({Metric.NO_WORKER, Metric.NOT_CONSUMING, Metric.ROLLUP_AGE})

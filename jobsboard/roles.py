@@ -15,8 +15,9 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponseBase
 
 Action = Literal[
-    "view", "see_payload", "act", "edit_contract", "edit_rules", "reveal", "manage_keys", "manage_endpoints"
-]
+    "view", "see_payload", "act", "edit_contract", "edit_rules", "reveal", "manage_keys", "manage_endpoints",
+    "replay_anyway",
+]  # fmt: skip
 
 
 class Role(IntEnum):
@@ -30,7 +31,7 @@ class Role(IntEnum):
     OWNER = 3
     """Also edits contracts and alert rules, and reveals redacted values (with a reason, audited)."""
     ADMIN = 4
-    """Also keys, endpoints, users, forced replays."""
+    """Also keys, endpoints, users, and replays that something speaks against."""
 
 
 _NEEDS: Final[dict[Action, Role]] = {
@@ -42,6 +43,7 @@ _NEEDS: Final[dict[Action, Role]] = {
     "reveal": Role.OWNER,
     "manage_keys": Role.ADMIN,
     "manage_endpoints": Role.ADMIN,
+    "replay_anyway": Role.ADMIN,
 }
 _BY_GROUP: Final = {role.name.lower(): role for role in Role if role}
 

@@ -122,8 +122,11 @@ def replay_job(
     request_id: str = "",
     edit: Edit | None = None,
     diff: dict[str, Any] | None = None,
+    verdict: dict[str, Any] | None = None,
 ) -> UUID:
     """Accept a new job in place of a dead, expired or cancelled one: as it was, or with an edit (`edited_replay`).
+
+    Nothing is asked here: `dlq.replaying` looks first whether it is safe. `verdict` is what that found, for the log.
 
     Raises: JobNotFound, NotReplayable.
     """
@@ -134,7 +137,7 @@ def replay_job(
             _audit("job.replayed", job_id, actor=actor, reason=reason, source=source, request_id=request_id,
                    before={"resolution": Resolution.OPEN.value},
                    after={"resolution": Resolution.REPLAYED.value, "replayed_by": str(child)}
-                   | ({"changed": diff} if edit else {}))  # fmt: skip
+                   | ({"changed": diff} if edit else {}) | (verdict or {}))  # fmt: skip
             lifecycle.touch_board()
             return child
     raise _why_not_replayed(_get(job_id), other_key=edit is not None and edit.dedupe_key is not None)
@@ -164,6 +167,15 @@ def cancel_dead_letter(job_id: UUID, *, actor: str, reason: str, source: str, re
     Raises: JobNotFound, NotCancellable.
     """
     return _close(job_id, Resolution.CANCELLED, "dead_letter.cancelled", actor=actor, reason=reason, source=source,
+                  request_id=request_id)  # fmt: skip
+
+
+def ignore_dead_letter(job_id: UUID, *, actor: str, reason: str, source: str, request_id: str = "") -> bool:
+    """Set a dead letter aside: nothing is to be done about it; False when it was ignored before.
+
+    Raises: JobNotFound, NotCancellable.
+    """
+    return _close(job_id, Resolution.IGNORED, "dead_letter.ignored", actor=actor, reason=reason, source=source,
                   request_id=request_id)  # fmt: skip
 
 

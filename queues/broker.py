@@ -19,6 +19,7 @@ from queues.faults import fault
 
 TASK: Final = "queues.run"
 CHECK_TASK: Final = "queues.check"
+OUTSIDE_TASK: Final = "queues.outside"
 CANARY_TASK: Final = "queues.canary"
 SOCKET_SECONDS: Final = 0.1
 """Connect and send are bounded by this each."""

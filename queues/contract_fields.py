@@ -103,7 +103,6 @@ CURRENT: Final = frozenset(
 _FLOW = "work is not limited, ordered or merged"
 
 NOT_ENFORCED: Final[dict[str, str]] = {
-    "provider_key_ttl_seconds": "no replay is held back by it; it only warns here",
     "concurrency": _FLOW,
     "group_concurrency": _FLOW,
     "rate_per_second": _FLOW,

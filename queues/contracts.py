@@ -55,6 +55,7 @@ class Contract:
     key_required: bool
     key_template: str
     dedupe_window_seconds: int
+    provider_key_ttl_seconds: int
     max_attempts: int
     backoff: str
     backoff_base_seconds: float

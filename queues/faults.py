@@ -8,7 +8,7 @@ from typing import Final
 
 STATEMENTS: Final = (
     "accept", "cancel", "check_claim", "check_finish", "claim", "confirm", "expire", "finish", "fold", "give_up",
-    "heartbeat", "prune_day", "prune_swap", "replay", "rescue", "step",
+    "heartbeat", "prune_day", "prune_swap", "replay", "replay_many", "rescue", "step",
 )  # fmt: skip
 """Statements of `lifecycle`: `X.before` and `X.after`. Outside a transaction the latter is past the commit, and its
 answer is lost; inside one (cancel, replay, confirm) what belongs to it, such as the audit entry, is not written yet."""
@@ -30,6 +30,10 @@ POINTS: Final = frozenset(
         "expire.selected",
         "give_up.selected",
         "stage.selected",  # the stage knows what is due and has sent no hint
+        "plan.frozen",  # the items of a new plan are written, the plan is not
+        "plan.locked",  # a service has taken a plan, and done nothing
+        "plan.stepped",  # items, jobs and plan are written, not committed
+        "plan.committed",
         "alerts.read",  # rules are measured, nothing is written
         "alerts.applied",  # alerts and their deliveries are written, not committed
     }

@@ -11,7 +11,8 @@ from celery import Task, shared_task
 from django.db import InterfaceError, OperationalError, connection
 
 from queues import broker, worker_process
-from queues.broker import CANARY_TASK, CHECK_TASK, TASK
+from queues.broker import CANARY_TASK, CHECK_TASK, OUTSIDE_TASK, TASK
+from queues.runtime import outside
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,14 @@ def check(ids: Sequence[str]) -> None:
     parsed = _parsed(ids)
     if parsed:
         _bounded(worker_process.runner().check, parsed)
+
+
+@shared_task(name=OUTSIDE_TASK, ignore_result=True)
+def ask_outside(ids: Sequence[str]) -> None:
+    """Answer whether the work of jobs that have ended was done after all: somebody wants to replay them."""
+    parsed = _parsed(ids)
+    if parsed:
+        _bounded(outside.answer_all, parsed)
 
 
 @shared_task(name=CANARY_TASK, ignore_result=True)

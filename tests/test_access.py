@@ -285,7 +285,11 @@ def test_security_txt() -> None:
         ("viewer", Role.VIEWER, {"view"}),
         ("operator", Role.OPERATOR, {"view", "see_payload", "act"}),
         ("owner", Role.OWNER, {"view", "see_payload", "act", "edit_contract", "reveal"}),
-        ("admin", Role.ADMIN, {"view", "see_payload", "act", "edit_contract", "reveal", "manage_keys"}),
+        (
+            "admin",
+            Role.ADMIN,
+            {"view", "see_payload", "act", "edit_contract", "reveal", "manage_keys", "replay_anyway"},
+        ),
     ],
 )
 def test_roles(group: str | None, role: Role, actions: set[str]) -> None:
@@ -294,7 +298,7 @@ def test_roles(group: str | None, role: Role, actions: set[str]) -> None:
     if group:
         user.groups.add(Group.objects.get_or_create(name=group)[0])
     assert role_of(user) == role
-    known: Any = ("view", "see_payload", "act", "edit_contract", "reveal", "manage_keys")
+    known: Any = ("view", "see_payload", "act", "edit_contract", "reveal", "manage_keys", "replay_anyway")
     assert {action for action in known if can(user, action)} == actions
 
 

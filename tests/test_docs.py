@@ -68,7 +68,7 @@ def test_every_variable_is_in_the_table() -> None:
     "name",
     [
         path.stem
-        for folder in ("queues", "jobsboard")
+        for folder in ("queues", "dlq", "jobsboard")
         for path in sorted((ROOT / folder / "management/commands").glob("[a-z]*.py"))
     ],
 )

@@ -105,6 +105,8 @@ SELECT t.*, (left(hex, 8) || '-' || right(hex, 4) || '-7' || substr(gen_random_u
 FROM timed t
 CROSS JOIN LATERAL (SELECT lpad(to_hex((extract(epoch FROM accepted_at) * 1000)::bigint), 12, '0') AS hex) AS h
 """
+FINGERPRINT = "CASE WHEN j.fails > 0 OR j.fate = 'dead' THEN md5(mod(j.n, 37)::text) END"
+"""SQL: what a job failed of."""
 INSERT = """
 INSERT INTO queues_job (id, state, type, tier, contract_version, attempt, attempt_limit, fence, begun, window_seconds,
   due_at, ready_at, expires_at, confirm_by, accepted_at, published_at, started_at, finished_at, entered_at, settled_at,
@@ -122,7 +124,7 @@ SELECT id, state, name, tier, 1, begun, {limit}, begun, begun, window_seconds,
   settled_at, sha256(n::text::bytea), 'jb_' || md5(n::text), 'customer-' || n %% 997,
   CASE WHEN begun > 0 THEN 'scale/1.' || n %% 8 END,
   CASE fate WHEN 'dead' THEN reason WHEN 'expired' THEN 'stale' WHEN 'cancelled' THEN 'operator' END,
-  CASE WHEN fails > 0 OR fate = 'dead' THEN md5((n %% 37)::text) END, id,
+  {fingerprint}, id,
   CASE WHEN fate IN ('dead', 'expired', 'cancelled') THEN CASE WHEN closed THEN 'ignored' ELSE 'open' END END,
   CASE WHEN closed THEN settled_at END, CASE WHEN closed THEN 'scale' END,
   CASE WHEN awaited THEN 'ref-' || n END,
@@ -133,7 +135,7 @@ SELECT id, state, name, tier, 1, begun, {limit}, begun, begun, window_seconds,
     WHERE NOT awaited OR a < begun),
     '[]'),
   json_build_object('n', n, 'customer', 'customer-' || n %% 997, 'text', 'one of many')
-FROM scale_job ORDER BY id
+FROM scale_job j ORDER BY id
 """
 PARTITION = """
 CREATE TABLE IF NOT EXISTS {part} (LIKE queues_job INCLUDING ALL) WITH (fillfactor = 70,
@@ -212,5 +214,5 @@ def draw(jobs: int, *, now: dt.datetime, seed: float = 0.42) -> None:
 def insert(*, now: dt.datetime) -> None:
     """Insert what was drawn as it ended up; the guard that every job begins as accepted looks away for that."""
     execute("ALTER TABLE queues_job DISABLE TRIGGER job_starts_accepted")
-    execute(INSERT.format(limit=LIMIT), {"now": now})
+    execute(INSERT.format(limit=LIMIT, fingerprint=FINGERPRINT), {"now": now})
     execute("ALTER TABLE queues_job ENABLE TRIGGER job_starts_accepted")

@@ -6,7 +6,7 @@ What a transition counts is taken out of its own statement, so it cannot differ 
 import datetime as dt
 import re
 
-from benchmarks.scale.jobs import execute
+from benchmarks.scale.jobs import FINGERPRINT, execute
 from queues import lifecycle, outcomes
 from queues.lifecycle.accept import ACCEPT
 from queues.lifecycle.claim import CLAIM
@@ -23,7 +23,10 @@ CREATE TEMP TABLE scale_delta (at timestamptz, type text COLLATE "C", tier small
   bucket smallint, n bigint, window_seconds integer)
 """
 # What each transition moved, with the columns that it counts from; `happened` is the latest time that it counts in.
-_OF_JOB = "j.id, j.name AS type, j.tier, j.ready_at, j.window_seconds, false AS probe, true AS cohort"
+_OF_JOB = (
+    "j.id, j.name AS type, j.tier, j.ready_at, j.window_seconds, false AS probe, true AS cohort,"
+    f" {FINGERPRINT} AS fingerprint"
+)
 _OF_RUN = "j.ready_at + make_interval(secs => r.started) AS started_at, j.ready_at + make_interval(secs => r.{when})"
 ACCEPTED = f"SELECT {_OF_JOB}, j.accepted_at, greatest(j.accepted_at, j.ready_at) AS happened FROM scale_job j"  # noqa: S608 (constants of this module)
 CLAIMED = f"""
@@ -52,7 +55,9 @@ SELECT {_OF_JOB}, CASE WHEN j.awaited THEN 'awaiting_confirmation' ELSE 'accepte
   j.reason, j.settled_at AS happened
 FROM scale_job j WHERE j.settled AND (j.awaited OR j.begun = 0)
 """  # noqa: S608 (constants of this module)
-CLOSED = f"SELECT {_OF_JOB}, j.settled_at AS happened FROM scale_job j WHERE j.closed"  # noqa: S608 (constants of this module)
+CLOSED = f"""
+SELECT {_OF_JOB}, j.reason, j.settled_at AS resolved_at, j.settled_at AS happened FROM scale_job j WHERE j.closed
+"""  # noqa: S608 (constants of this module)
 DUPLICATES = """
 INSERT INTO scale_delta SELECT date_trunc('minute', accepted_at), name, tier, 'duplicates', -1, count(*), 0
 FROM scale_job j WHERE n % 25 = 0 GROUP BY 1, 2, 3

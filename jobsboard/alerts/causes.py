@@ -19,7 +19,8 @@ WORKERS: Final = "workers"
 _OF_TIER: Final = frozenset(
     {
         Metric.LAG, Metric.BURN_RATE, Metric.LATE_RATIO, Metric.DEAD_INFLOW, Metric.BACKLOG, Metric.OLDEST_OPEN,
-        Metric.NOT_CONSUMING, Metric.PROBE_FAILED, Metric.SUSPECTED_DUPLICATES,
+        Metric.NOT_CONSUMING, Metric.PROBE_FAILED, Metric.SUSPECTED_DUPLICATES, Metric.NEW_FAILURES,
+        Metric.REGRESSED_FAILURES,
     }
 )  # fmt: skip
 STANDING: Final = frozenset({Metric.DEAD_OPEN})
@@ -27,7 +28,8 @@ STANDING: Final = frozenset({Metric.DEAD_OPEN})
 
 ORDER: Final = (
     Metric.NO_WORKER, Metric.NOT_CONSUMING, Metric.BURN_RATE, Metric.LATE_RATIO, Metric.PROBE_FAILED,
-    Metric.DEAD_INFLOW, Metric.LAG, Metric.BACKLOG, Metric.OLDEST_OPEN, Metric.SUSPECTED_DUPLICATES,
+    Metric.DEAD_INFLOW, Metric.REGRESSED_FAILURES, Metric.NEW_FAILURES, Metric.LAG, Metric.BACKLOG, Metric.OLDEST_OPEN,
+    Metric.SUSPECTED_DUPLICATES,
 )  # fmt: skip
 """What says most comes first in the title of an alert."""
 

@@ -81,6 +81,10 @@ DEFAULTS: Final = (
         default_key="dead_open.tier1", name="Tier 1: dead letters open", metric=Metric.DEAD_OPEN.value,
         scope=AlertRule.Scope.TIER.value, tier=1, threshold=1, for_seconds=60,
     ),
+    *_of_tiers(Metric.NEW_FAILURES, "a new failure", (1, 1, 3), over_seconds=900, severities=_WARNING),
+    *_of_tiers(
+        Metric.REGRESSED_FAILURES, "a failure came back", (1, 1, 1), over_seconds=3600, severities=_WARNING,
+    ),
     Default(
         default_key="dead_inflow.no_handler", name="Jobs without a handler", metric=Metric.DEAD_INFLOW.value,
         reason="no_handler", threshold=1,
@@ -88,6 +92,11 @@ DEFAULTS: Final = (
     Default(
         default_key="dead_inflow.poison", name="Jobs that kill their worker", metric=Metric.DEAD_INFLOW.value,
         reason="poison", threshold=1,
+    ),
+    # It waits for somebody to resume or to abort it, and is over when somebody did.
+    Default(
+        default_key="replay_plans_stopped", name="A replay plan was stopped by its rule",
+        metric=Metric.REPLAY_PLANS_STOPPED.value, threshold=1, clear_for_seconds=0,
     ),
     Default(
         default_key="no_worker", name="No worker on a queue", metric=Metric.NO_WORKER.value, threshold=15,

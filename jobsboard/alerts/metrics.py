@@ -1,14 +1,16 @@
 """What each metric of a rule measures: readings of subjects, with a sentence. Pure functions of what was seen.
 
+Not here: those of dead letters and plans (`failures`).
 Source of the burn rate over two stretches: Google's SRE workbook, chapter 5, "Alerting on SLOs".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from jobsboard.alerts import failures
+from jobsboard.alerts.readings import Reading, covers, who, whole
 from jobsboard.alerts.seen import Pair, Seen
 from jobsboard.durations import duration
 from jobsboard.models import AlertRule, Metric
@@ -21,16 +23,7 @@ NEVER_SEEN: Final = 3600.0
 BEGUN_WITHIN: Final = 120
 MEGABYTE: Final = 1_000_000
 
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """The value of a metric for one subject; None where there is nothing to tell by."""
-
-    subject: str
-    value: float | None
-    words: str
-    tier: int | None = None
-    job_type: str = ""
+__all__ = ["NEVER_SEEN", "Reading", "read"]
 
 
 def read(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
@@ -38,31 +31,9 @@ def read(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
     return _METRICS[Metric(rule.metric)](rule, seen)
 
 
-def subject_of(rule: AlertRule) -> str:
-    """Name what a rule looks at as a whole."""
-    if rule.scope == AlertRule.Scope.TIER:
-        return f"tier{rule.tier}"
-    return f"type:{rule.job_type}" if rule.scope == AlertRule.Scope.TYPE else "all"
-
-
-def _whole(rule: AlertRule, value: float | None, words: str) -> list[Reading]:
-    """Make the one reading of a rule that looks at its scope as a whole."""
-    return [Reading(subject=subject_of(rule), value=value, words=words, tier=rule.tier, job_type=rule.job_type)]
-
-
 def _pairs(rule: AlertRule, seen: Seen) -> list[Pair]:
     """Return the (tier, type) pairs in the scope that exist now."""
-    return [(one.tier, one.name) for one in seen.board.types.values() if _covers(rule, one.tier, one.name)]
-
-
-def _covers(rule: AlertRule, tier: int, name: str) -> bool:
-    return rule.tier in (None, tier) and rule.job_type in ("", name)
-
-
-def _who(rule: AlertRule) -> str:
-    if rule.scope == AlertRule.Scope.TIER:
-        return f"Tier {rule.tier}"
-    return rule.job_type if rule.scope == AlertRule.Scope.TYPE else "All types"
+    return [(one.tier, one.name) for one in seen.board.types.values() if covers(rule, one.tier, one.name)]
 
 
 def _lag(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
@@ -76,10 +47,10 @@ def _lag(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
         found = (p95 / seen.board.types[name].window_seconds, p95, name)
         worst = max(worst, found) if worst else found
     if worst is None:
-        return _whole(rule, None, "")
+        return whole(rule, None, "")
     share, p95, name = worst
     window = duration(seen.board.types[name].window_seconds)
-    return _whole(rule, share, f"{name}: p95 of the lag is {duration(p95)}, its window {window}")
+    return whole(rule, share, f"{name}: p95 of the lag is {duration(p95)}, its window {window}")
 
 
 def _burn_rate(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
@@ -87,13 +58,13 @@ def _burn_rate(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
     short = _burning(rule, seen, rule.over_seconds)
     long = _burning(rule, seen, min(rule.over_seconds * LONG, 86_400))
     if short is None or long is None:
-        return _whole(rule, None, "")
+        return whole(rule, None, "")
     rate, missed, due = short
     words = (
-        f"{_who(rule)} is outside its promise: {due - missed:,} of {due:,} confirmed in their window in "
+        f"{who(rule)} is outside its promise: {due - missed:,} of {due:,} confirmed in their window in "
         f"{duration(rule.over_seconds)}, misses at {rate:.3g} times what is promised"
     )
-    return _whole(rule, min(rate, long[0]), words)
+    return whole(rule, min(rate, long[0]), words)
 
 
 def _burning(rule: AlertRule, seen: Seen, seconds: int) -> tuple[float, int, int] | None:
@@ -120,43 +91,16 @@ def _late_ratio(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
         late += total.late + total.expired
         overdue += of_type
         worst[name] = total.late + total.expired + of_type
-    whole = settled + overdue
-    if whole < max(rule.least_events, 1):
-        return _whole(rule, None, "")
+    n = settled + overdue
+    if n < max(rule.least_events, 1):
+        return whole(rule, None, "")
     name = max(worst, key=lambda one: worst[one])
     more = " or more" if overdue >= LOOK_AT_MOST else ""
     words = (
-        f"{_who(rule)} is late: {overdue:,}{more} open past their window, {late:,} of {settled:,} that ended in "
+        f"{who(rule)} is late: {overdue:,}{more} open past their window, {late:,} of {settled:,} that ended in "
         f"{duration(rule.over_seconds)} were late or expired; most of it {name}"
     )
-    return _whole(rule, (late + overdue) / whole, words)
-
-
-def _dead_inflow(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
-    """New dead letters in the stretch, of one reason or of all."""
-    by_reason: dict[str, int] = {}
-    by_type: dict[str, int] = {}
-    for (tier, name), found in seen.times(rule.over_seconds).dead.items():
-        if not _covers(rule, tier, name):
-            continue
-        for reason, n in found.items():
-            if rule.reason in ("", reason):
-                by_reason[reason] = by_reason.get(reason, 0) + n
-                by_type[name] = by_type.get(name, 0) + n
-    if not by_reason:
-        return _whole(rule, 0, "")
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(by_reason.items(), key=lambda one: -one[1])[:3])
-    words = (
-        f"{_who(rule)}: {sum(by_reason.values()):,} new dead letters in {duration(rule.over_seconds)} ({reasons}); "
-        f"most of them {max(by_type, key=lambda one: by_type[one])}"
-    )
-    return _whole(rule, sum(by_reason.values()), words)
-
-
-def _dead_open(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
-    n = seen.board.count("dead", tier=rule.tier, name=rule.job_type or None)
-    one = n == 1
-    return _whole(rule, n, f"{_who(rule)}: {n:,} dead letter{' waits' if one else 's wait'} for a decision")
+    return whole(rule, (late + overdue) / n, words)
 
 
 def _backlog(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
@@ -185,16 +129,16 @@ def _oldest_open(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
     """The age of the oldest open job of the type that is worst off, as a multiple of its window."""
     worst = None
     for (tier, name), since in seen.oldest.items():
-        if name not in seen.board.types or seen.board.types[name].paused or not _covers(rule, tier, name):
+        if name not in seen.board.types or seen.board.types[name].paused or not covers(rule, tier, name):
             continue
         age = (seen.at - since).total_seconds()
         found = (age / seen.board.types[name].window_seconds, age, name)
         worst = max(worst, found) if worst else found
     if worst is None:
-        return _whole(rule, 0, "")
+        return whole(rule, 0, "")
     share, age, name = worst
     window = duration(seen.board.types[name].window_seconds)
-    return _whole(
+    return whole(
         rule, max(share, 0.0), f"{name}: its oldest open job is ready for {duration(max(age, 0))}, window {window}"
     )
 
@@ -269,7 +213,7 @@ def _probe_failed(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
             job_type=one.type,
         )
         for one in seen.probes
-        if _covers(rule, one.tier, one.type) and not one.paused
+        if covers(rule, one.tier, one.type) and not one.paused
     ]
 
 
@@ -304,10 +248,10 @@ def _suspected(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
     }
     n = sum(by_type.values())
     if not n:
-        return _whole(rule, 0, "")
+        return whole(rule, 0, "")
     worst = max(by_type, key=lambda one: by_type[one])
-    words = f"{_who(rule)}: {n:,} signs of duplicate effects in {duration(rule.over_seconds)}; most of them {worst}"
-    return _whole(rule, n, words)
+    words = f"{who(rule)}: {n:,} signs of duplicate effects in {duration(rule.over_seconds)}; most of them {worst}"
+    return whole(rule, n, words)
 
 
 def _rollup_age(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
@@ -349,8 +293,11 @@ _METRICS: Final[Mapping[Metric, Callable[[AlertRule, Seen], Sequence[Reading]]]]
     Metric.LAG: _lag,
     Metric.BURN_RATE: _burn_rate,
     Metric.LATE_RATIO: _late_ratio,
-    Metric.DEAD_INFLOW: _dead_inflow,
-    Metric.DEAD_OPEN: _dead_open,
+    Metric.DEAD_INFLOW: failures.dead_inflow,
+    Metric.DEAD_OPEN: failures.dead_open,
+    Metric.NEW_FAILURES: failures.new,
+    Metric.REGRESSED_FAILURES: failures.regressed,
+    Metric.REPLAY_PLANS_STOPPED: failures.plans_stopped,
     Metric.BACKLOG: _backlog,
     Metric.OLDEST_OPEN: _oldest_open,
     Metric.NO_WORKER: _no_worker,

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, cast
 
 from django.db import Error
 
+from dlq import watch as dlq
 from jobsboard.metrics import probes as bounded
 from jobsboard.models import AlertRule, WebhookEndpoint
 from queues import outcomes
@@ -147,6 +148,16 @@ class Seen:
     def probes(self) -> Sequence[ProbeNow]:
         """How the probes went."""
         return self._once("probes", lambda: outcomes.probes())
+
+    @property
+    def failures(self) -> Sequence[dlq.News]:
+        """Failures that are new or came back."""
+        return self._once("failures", lambda: dlq.news())
+
+    @property
+    def stopped(self) -> dlq.Stopped:
+        """Replay plans that their stop rule holds."""
+        return self._once("stopped", lambda: dlq.stopped())
 
     @property
     def endpoints(self) -> Sequence[WebhookEndpoint]:

@@ -1,11 +1,12 @@
-"""The calls on dead letters: list, preflight, replay, cancel.
+"""The calls on dead letters: list, preflight, replay, cancel, ignore.
 
-Not here: what makes a replay safe (`dlq.preflight`), the rules of repairs (`queues.actions`).
+Not here: what makes a replay safe (`dlq.preflight`), the rules of repairs (`queues.actions`), groups, plans, exports.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -15,20 +16,27 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from ninja import Router
 
-from dlq import preflight
-from jobsboard.api import envelope, job_json, jobs, listing, problems, schemas, times
+from dlq import replaying
+from jobsboard.api import envelope, job_json, jobs, listing, problems, repair_schemas, schemas, times, verdicts
 from jobsboard.api.access import key_of
 from jobsboard.api.database import bounded
 from jobsboard.api.keys import Key
 from jobsboard.api.problems import Problem
 from queues import actions, contracts
-from queues.models import Job, JobType
+from queues.models import Job
 from queues.states import DEAD_REASONS, REPLAYABLE, Resolution
 
 router = Router()
 
 _FINGERPRINT: Final = re.compile(r"[0-9A-Za-z]{1,32}")
 _TEXT: Final = {"type": "string"}
+_ASK: Final = {"true": True, "false": False}
+
+
+class Asked(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The query string of a preflight, strictly."""
+
+    ask: str = "true"
 
 
 class Filter(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -46,7 +54,7 @@ class Filter(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
 
 @router.get(
     "/dead-letters",
-    response={200: schemas.DeadLetterPage, **schemas.ERRORS},
+    response={200: repair_schemas.DeadLetterPage, **schemas.ERRORS},
     operation_id="listDeadLetters",
     openapi_extra=schemas.query(
         type=_TEXT,
@@ -66,49 +74,42 @@ def list_dead_letters(request: HttpRequest) -> HttpResponse:
     with bounded():
         page = _page(wanted, key=key)
         found = {job.id: job for job in job_json.readable().filter(id__in=page.ids)}
+        groups = _groups(list(found.values()))
     # One that was pruned between the two statements is gone, not an error.
-    items = [_as_json(found[job_id]) for job_id in page.ids if job_id in found]
+    items = [_as_json(found[job_id], groups) for job_id in page.ids if job_id in found]
     searched = {"rows": page.searched_rows, "complete": page.next is None}
     return envelope.answer({"items": items, "next": page.next, "searched": searched})
 
 
 @router.get(
     "/dead-letters/{job_id}/preflight",
-    response={200: schemas.Preflight, **schemas.ERRORS},
+    response={200: repair_schemas.Preflight, **schemas.ERRORS},
     operation_id="preflightDeadLetter",
+    openapi_extra=schemas.query(ask={"type": "boolean", "default": True}),
 )
 def preflight_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
-    """Say whether a replay is safe, as far as this database knows. What nobody knows is `unknown`, never safe."""
+    """Say whether a replay is safe. What nobody knows is `unknown`, never safe.
+
+    A worker asks the outside world first, where only that knows: two seconds at most, `ask=false` does without.
+    """
     key = key_of(request, scope="dlq:read")
+    asked = listing.read_query(request.GET, Asked)
+    if asked.ask not in _ASK:
+        raise listing.bad("ask", "is true or false")
     with bounded():
         job = listing.find(job_id, key=key)
-        if job.state not in REPLAYABLE:
-            detail = f"The job is {job.state}; only dead, expired and cancelled ones are replayed."
-            raise Problem("not_replayable", detail, status=409, state=job.state)
-        row = JobType.objects.filter(name=job.type).first()
-        holder = preflight.holder_of(job)
-    known = None
-    if row is not None:
-        known = _Facts(version=row.version, enabled=row.enabled, key_ttl_seconds=row.provider_key_ttl_seconds)
-    found = preflight.judge(job, holder=holder, known=known, now=job.read_at)  # type: ignore[attr-defined]
-    checks = [
-        {
-            "name": one.name,
-            "title": one.title,
-            "result": one.result,
-            "evidence": one.evidence,
-            "at": times.write(found.at),
-        }
-        for one in found.checks
-    ]
-    return envelope.answer({"id": str(job.id), "verdict": found.verdict, "checks": checks})
+    if job.state not in REPLAYABLE:
+        detail = f"The job is {job.state}; only dead, expired and cancelled ones are replayed."
+        raise Problem("not_replayable", detail, status=409, state=job.state)
+    found = replaying.look(job, ask=_ASK[asked.ask])
+    return envelope.answer({"id": str(job.id), **verdicts.as_json(found), "at": times.write(found.at)})
 
 
 @router.post(
     "/dead-letters/{job_id}/replay",
-    response={201: schemas.ReplayedJob, **schemas.ERRORS},
+    response={201: repair_schemas.ReplayedJob, **schemas.ERRORS},
     operation_id="replayDeadLetter",
-    openapi_extra=schemas.body(schemas.Replay),
+    openapi_extra=schemas.body(repair_schemas.Replay),
 )
 def replay_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
     """Do the same as `/jobs/{id}/replay`."""
@@ -123,12 +124,27 @@ def replay_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
 )
 def cancel_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
     """Resolve a dead letter without running it again; it stays dead. Asked again, the answer is the same."""
+    return _close(request, job_id, actions.cancel_dead_letter)
+
+
+@router.post(
+    "/dead-letters/{job_id}/ignore",
+    response={200: schemas.Job, **schemas.ERRORS},
+    operation_id="ignoreDeadLetter",
+    openapi_extra=schemas.body(schemas.Reason),
+)
+def ignore_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
+    """Set a dead letter aside: nothing is to be done about it. Asked again, the answer is the same."""
+    return _close(request, job_id, actions.ignore_dead_letter)
+
+
+def _close(request: HttpRequest, job_id: str, act: Callable[..., bool]) -> HttpResponse:
     key = key_of(request, scope="dlq:replay")
     why = envelope.read_why(request, key=key)
     with bounded():
         job = listing.find(job_id, key=key)
         try:
-            actions.cancel_dead_letter(job.id, **why)
+            act(job.id, **why)
         except actions.NotCancellable as error:
             detail = f"The job is {error.state} and not an open dead letter."
             raise Problem("not_cancellable", detail, status=409, state=error.state) from None
@@ -136,13 +152,6 @@ def cancel_dead_letter(request: HttpRequest, job_id: str) -> HttpResponse:
             raise problems.unknown_job() from None
         job = job_json.readable().get(id=job.id)
     return envelope.answer(job_json.as_json(job))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Facts:
-    version: int
-    enabled: bool
-    key_ttl_seconds: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,10 +238,33 @@ def _bounds(wanted: Filter, scope: list[Any]) -> dict[str, UUID]:
     return {"first": first, "last": last}
 
 
-def _as_json(job: Job) -> dict[str, Any]:
+_GROUPS: Final = """
+SELECT f.type, f.reason, f.fingerprint, f.id
+FROM unnest(%(types)s::text[], %(reasons)s::text[], %(fingerprints)s::text[]) AS a (type, reason, fingerprint)
+JOIN queues_failurecount f ON f.type = a.type AND f.reason = a.reason AND f.fingerprint = a.fingerprint
+"""
+
+
+def _groups(jobs: list[Job]) -> dict[tuple[str, str, str], int]:
+    """Return the ids of the failure groups of a page; one that was not counted yet is missing."""
+    wanted = sorted({_failure(job) for job in jobs})
+    if not wanted:
+        return {}
+    types, reasons, fingerprints = (list(column) for column in zip(*wanted, strict=True))
+    with connection.cursor() as cursor:
+        cursor.execute(_GROUPS, {"types": types, "reasons": reasons, "fingerprints": fingerprints})
+        return {(kind, reason, fingerprint): number for kind, reason, fingerprint, number in cursor.fetchall()}
+
+
+def _failure(job: Job) -> tuple[str, str, str]:
+    return (job.type, job.reason or "", (job.fingerprint or "")[:16])
+
+
+def _as_json(job: Job, groups: Mapping[tuple[str, str, str], int]) -> dict[str, Any]:
     return {
         **job_json.as_json(job, tracebacks=False),
         "fingerprint": job.fingerprint,
+        "failure_group": groups.get(_failure(job)),
         "resolution": job.resolution,
         "resolved_at": times.write(job.resolved_at),
         "resolved_by": job.resolved_by,

@@ -56,11 +56,12 @@ class Cancel(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Replay(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a replay. `payload` and `dedupe_key` are what an edited replay changes."""
+    """The body of a replay. `payload` and `dedupe_key` are what an edit changes; `verdict` is what was seen."""
 
     reason: str
     payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     dedupe_key: str | None = None
+    verdict: str | None = None
 
 
 class Confirmation(msgspec.Struct, forbid_unknown_fields=True):
@@ -152,19 +153,20 @@ def read(body: bytes, shape: type[_T]) -> _T:
 
 def read_why(request: HttpRequest, *, key: Key) -> dict[str, str]:
     """Read who acts and why. Raises: Problem."""
-    return _why(request, read(read_body(request, limit=ONE_MAX), Cancel), key=key)
+    return why(request, read(read_body(request, limit=ONE_MAX), Cancel).reason, key=key)
 
 
 def read_replay(request: HttpRequest, *, key: Key) -> tuple[dict[str, str], Replay]:
     """Read who replays and why, and what is to be different. Raises: Problem."""
     found = read(read_body(request, limit=ONE_MAX), Replay)
-    return _why(request, found, key=key), found
+    return why(request, found.reason, key=key), found
 
 
-def _why(request: HttpRequest, found: Cancel | Replay, *, key: Key) -> dict[str, str]:
-    if not found.reason.strip() or len(found.reason) > REASON_MAX:
+def why(request: HttpRequest, reason: str, *, key: Key) -> dict[str, str]:
+    """Return who acts and why. Raises: Problem 422 without a reason, or with one that is too long."""
+    if not reason.strip() or len(reason) > REASON_MAX:
         raise Problem("invalid_request", f"reason has 1 to {REASON_MAX} characters.", pointer="/reason")
-    return {"actor": key.actor, "reason": found.reason, "source": "api", "request_id": request_id(request)}
+    return {"actor": key.actor, "reason": reason, "source": "api", "request_id": request_id(request)}
 
 
 def answer(value: Any, *, status: int = 200) -> HttpResponse:

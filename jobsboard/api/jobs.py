@@ -15,7 +15,8 @@ from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse
 from ninja import Router
 
-from jobsboard.api import envelope, job_json, listing, problems, schemas, times
+from dlq.replaying import Who
+from jobsboard.api import envelope, job_json, listing, problems, repair_schemas, schemas, times, verdicts
 from jobsboard.api.access import key_of
 from jobsboard.api.database import bounded
 from jobsboard.api.keys import Key
@@ -171,25 +172,24 @@ def retry_job_now(request: HttpRequest, job_id: str) -> HttpResponse:
 
 @router.post(
     "/jobs/{job_id}/replay",
-    response={201: schemas.ReplayedJob, **schemas.ERRORS},
+    response={201: repair_schemas.ReplayedJob, **schemas.ERRORS},
     operation_id="replayJob",
-    openapi_extra=schemas.body(schemas.Replay),
+    openapi_extra=schemas.body(repair_schemas.Replay),
 )
 def replay_job(request: HttpRequest, job_id: str) -> HttpResponse:
-    """Accept a new job in place of a dead, expired or cancelled one, as it was or with another payload or key."""
+    """Accept a new job in place of a dead, expired or cancelled one, as it was or with another payload or key.
+
+    What speaks against it is answered with 409 `unsafe_replay`; to do it all the same, hand back that `fingerprint` as
+    `verdict`. A verdict that is no longer true is 409 `verdict_changed`.
+    """
     key = key_of(request, scope="dlq:replay")
     why, wanted = envelope.read_replay(request, key=key)
     with bounded():
         job = listing.find(job_id, key=key)
         edited = _edited(job, wanted)
-        try:
-            child = actions.replay_job(
-                job.id, **why, edit=edited.edit if edited else None, diff=edited.diff if edited else None
-            )
-        except actions.NotReplayable as error:
-            raise Problem(error.code, f"{error.detail}.", status=409) from None
-        except actions.JobNotFound:
-            raise problems.unknown_job() from None
+    # Outside a transaction: a worker is asked first, and the replay has one of its own.
+    child = verdicts.replay(job, who=Who(**why), verdict=wanted.verdict, edited=edited)
+    with bounded():
         replayed = job_json.as_json(job_json.readable().get(id=child))
     response = envelope.answer({**replayed, "notes": edited.notes if edited else ()}, status=201)
     response["Location"] = job_json.job_path(child)

@@ -83,13 +83,6 @@ class Reason(BaseModel):
     reason: str = Field(min_length=1, max_length=1000, pattern=_WORDS)
 
 
-class Replay(Reason):
-    """A replay; `payload` and `dedupe_key` make it an edited one."""
-
-    payload: Any = None
-    dedupe_key: str | None = Field(None, pattern=KEY)
-
-
 class Evidence(BaseModel):
     """What proves the outcome."""
 
@@ -208,15 +201,6 @@ class ConfirmedJob(Job):
     confirmation: Counted
 
 
-class DeadLetter(Job):
-    """A dead job, and what was made of it."""
-
-    fingerprint: str | None = Field(description="The same for failures that are alike.")
-    resolution: Literal["open", "replayed", "cancelled", "ignored"]
-    resolved_at: datetime | None
-    resolved_by: str | None
-
-
 class BatchResult(BaseModel):
     """The answer to one item: `job` with 201 or 200, else `error`."""
 
@@ -238,44 +222,12 @@ class Searched(BaseModel):
     complete: bool
 
 
-class ReplayedJob(Job):
-    """The new job, and what whoever replays should know."""
-
-    notes: list[str]
-
-
 class JobPage(BaseModel):
     """Jobs, newest first."""
 
     items: list[Job]
     next: str | None = Field(description="Cursor of the next page; a page may be empty and still have a next one.")
     searched: Searched
-
-
-class DeadLetterPage(BaseModel):
-    """Dead letters, newest first."""
-
-    items: list[DeadLetter]
-    next: str | None = Field(description="Cursor of the next page; a page may be empty and still have a next one.")
-    searched: Searched
-
-
-class PreflightCheck(BaseModel):
-    """One question about a replay."""
-
-    name: str
-    title: str
-    result: Literal["pass", "note", "fail", "unknown"]
-    evidence: str
-    at: datetime
-
-
-class Preflight(BaseModel):
-    """Whether a replay is safe, as far as this is known."""
-
-    id: UUID
-    verdict: Literal["safe", "unknown", "unsafe"]
-    checks: list[PreflightCheck]
 
 
 class JobType(BaseModel):

@@ -15,7 +15,20 @@ from ninja import NinjaAPI
 from ninja.openapi.schema import OpenAPISchema
 from ninja.security import HttpBearer
 
-from jobsboard.api import causes, confirmations, dead_letters, job_types, jobs, outcomes, problems, suspected
+from jobsboard.api import (
+    cancellations,
+    causes,
+    confirmations,
+    dead_letters,
+    exporting,
+    groups,
+    job_types,
+    jobs,
+    outcomes,
+    problems,
+    replays,
+    suspected,
+)
 from jobsboard.api.annotations import router as annotations_router
 from jobsboard.api.keys import Key
 from jobsboard.api.problems import Problem
@@ -63,6 +76,10 @@ for _router in (
     jobs.router,
     confirmations.router,
     dead_letters.router,
+    exporting.router,
+    groups.router,
+    replays.router,
+    cancellations.router,
     job_types.router,
     annotations_router,
     causes.router,

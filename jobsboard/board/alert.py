@@ -28,7 +28,7 @@ from queues.redaction import redact_text
 
 DELIVERIES_SHOWN: Final = 50
 AUDIT_SHOWN: Final = 12
-_DEAD: Final = frozenset({Metric.DEAD_INFLOW, Metric.DEAD_OPEN})
+_DEAD: Final = frozenset({Metric.DEAD_INFLOW, Metric.DEAD_OPEN, Metric.NEW_FAILURES, Metric.REGRESSED_FAILURES})
 _WAITING: Final = frozenset({Metric.BACKLOG, Metric.OLDEST_OPEN})
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from django.contrib import messages
@@ -31,21 +31,25 @@ class Deed:
     keep: str
     icon: str
     why: str = ""
+    danger: bool = False
 
 
-class Refused(Exception):
-    """What was asked cannot be done; said to the person. `status` is 409 or 422."""
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What was done, in words; with a link, where a browser without script goes then."""
 
-    def __init__(self, words: str, *, status: int) -> None:
-        super().__init__(words)
-        self.status = status
+    text: str
+    url: str = ""
+    link: str = ""
+    level: Literal["success", "warning"] = "success"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """One question: what is to be done to what, and which page is behind it. `draw` gets request and toast.
 
-    `extra`: what the form shows beside the note.
+    `fields`: a template of what the form shows before the note, with `extra` as its context. `refusal`: why it cannot
+    be done at all; then there is nothing to press.
     """
 
     deed: Deed
@@ -55,20 +59,39 @@ class Asked:
     crumbs: list[tuple[str, str]]
     draw: Callable[[HttpRequest, dict[str, str]], HttpResponse]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    detail: str = ""
+    icon: str = "alert"
+    fields: str = ""
+    refusal: str = ""
+    into: str = "#region"
 
 
-def ask(request: HttpRequest, asked: Asked, do: Callable[[], str]) -> HttpResponse:
+class Refused(Exception):
+    """What was asked cannot be done; said to the person. `status` is 409 or 422.
+
+    `instead`: the question as it is to be asked now.
+    """
+
+    def __init__(self, words: str, *, status: int, instead: Asked | None = None) -> None:
+        super().__init__(words)
+        self.status = status
+        self.instead = instead
+
+
+def ask(request: HttpRequest, asked: Asked, do: Callable[[], str | Done]) -> HttpResponse:
     """Show the question, or do it and show the page behind; `do` returns what was done, or raises Refused."""
     if request.method != "POST":
-        return _form(request, asked)
+        return form(request, asked)
     try:
-        done = do()
+        told = do()
     except Refused as refused:
-        return _form(request, asked, error=str(refused), status=refused.status)
+        return form(request, refused.instead or asked, error=str(refused), status=refused.status)
+    done = Done(text=told) if isinstance(told, str) else told
     if "HX-Request" in request.headers:
-        return asked.draw(_looking(request, asked.back), {"text": done, "url": "", "link": ""})
-    messages.success(request, done)
-    response = HttpResponseRedirect(asked.back)
+        toast = {"text": done.text, "url": done.url, "link": done.link, "level": done.level}
+        return asked.draw(_looking(request, asked.back), toast)
+    messages.add_message(request, getattr(messages, done.level.upper()), done.text)
+    response = HttpResponseRedirect(done.url or asked.back)
     response.status_code = 303
     return response
 
@@ -101,20 +124,18 @@ def _looking(request: HttpRequest, path: str) -> HttpRequest:
     return looking
 
 
-def _form(request: HttpRequest, asked: Asked, *, error: str = "", status: int = 200) -> HttpResponse:
+def form(request: HttpRequest, asked: Asked, *, error: str = "", status: int = 200) -> HttpResponse:
+    """Render the question, with what was typed and what is wrong with it."""
     alone = "HX-Request" in request.headers
     context: dict[str, Any] = {
         "title": asked.deed.ok,
-        "heading": asked.deed.title,
+        "asked": asked,
         "deed": asked.deed,
-        "about": asked.about,
-        "action": asked.action,
-        "back": asked.back,
-        "crumbs": asked.crumbs,
         "error": error,
         "given": request.POST.get("reason", "")[:NOTE_CHARACTERS],
         "limit": NOTE_CHARACTERS,
         "alone": alone,
+        "crumbs": asked.crumbs,
         **asked.extra,
     }
     return render(request, "board/_ask_form.html" if alone else "board/ask.html", context, status=status)

@@ -20,6 +20,20 @@ WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "job.confirmed_by_hand": ("confirmed", "confirmed"),
     "job.rejected_by_hand": ("deadst", "rejected"),
     "dead_letter.cancelled": ("trash", "closed"),
+    "dead_letter.ignored": ("cancelled", "ignored"),
+    "dead_letters.exported": ("out", "exported dead letters"),
+    "payload.revealed": ("eye", "revealed values of"),
+    "replay_plan.created": ("replay", "began"),
+    "replay_plan.paused": ("pause", "paused"),
+    "replay_plan.resumed": ("play", "resumed"),
+    "replay_plan.stopped": ("bad", "stopped"),
+    "replay_plan.aborted": ("cancelled", "aborted"),
+    "replay_plan.finished": ("ok", "finished"),
+    "failure_group.ignored": ("cancelled", "ignored"),
+    "failure_group.resolved": ("ok", "resolved"),
+    "failure_group.reopened": ("replay", "reopened"),
+    "failure_group.regressed": ("warn", "saw come back"),
+    "failure_group.annotated": ("edit", "annotated"),
     "contract.created": ("contract", "created"),
     "contract.changed": ("contract", "changed"),
     "contract.deleted": ("trash", "deleted"),
@@ -116,7 +130,7 @@ def _acts(entries: Iterable[AuditEntry], *, since: datetime) -> list[Change]:
     for entry in entries:
         if entry.at < since:
             break
-        if not entry.action.startswith(("job.", "dead_letter.", "contract.", "tier.", "job_type.")):
+        if not entry.action.startswith(("job.", "dead_letter.", "replay_plan.", "contract.", "tier.", "job_type.")):
             continue
         if groups and _kind(groups[-1][0]) == _kind(entry) and entry.object_type == "job":
             groups[-1].append(entry)
@@ -134,7 +148,7 @@ def _kind(entry: AuditEntry) -> tuple[str, str]:
 def _change(group: list[AuditEntry]) -> Change:
     entry = group[0]
     icon, verb = WORDS.get(entry.action, ("info", entry.action))
-    what = f"{len(group)} jobs" if len(group) > 1 else "1 job" if entry.object_type == "job" else entry.object_id
+    what = f"{len(group)} jobs" if len(group) > 1 else _object(entry)
     return Change(
         at=entry.at,
         icon=icon,
@@ -142,6 +156,19 @@ def _change(group: list[AuditEntry]) -> Change:
         detail=detail_of(entry),
         url=url_of(entry) if len(group) == 1 else "/audit/?action=" + entry.action,
     )
+
+
+def _object(entry: AuditEntry) -> str:
+    if entry.object_type == "job":
+        return "1 job"
+    if entry.object_type != "replay_plan":
+        return entry.object_id
+    after = _plain(entry.after)
+    if "total" not in after:
+        return "a plan"
+    verb = {"cancel": "cancel", "ignore": "ignore"}.get(str(after.get("action")), "replay")
+    dry = ", as a dry run" if after.get("dry_run") else ""
+    return f"to {verb} {after['total']:,} job{'' if after['total'] == 1 else 's'}{dry}"
 
 
 def detail_of(entry: AuditEntry) -> str:
@@ -163,7 +190,9 @@ def url_of(entry: AuditEntry) -> str:
         return f"/alerts/#rule-{entry.object_id}"
     if entry.object_type == "webhook":
         return f"/webhooks/#endpoint-{entry.object_id}"
-    of = {"job_type": "types", "alert": "alerts"}.get(entry.object_type)
+    of = {"job_type": "types", "alert": "alerts", "replay_plan": "replays", "failure_group": "dlq/groups"}.get(
+        entry.object_type
+    )
     return f"/{of}/{entry.object_id}/" if of else ""
 
 

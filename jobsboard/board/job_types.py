@@ -116,10 +116,8 @@ def job_type(request: HttpRequest, name: str) -> HttpResponse:
     return type_page(request, name)
 
 
-def type_page(
-    request: HttpRequest, name: str, *, here: str = "", toast: Mapping[str, str] | None = None
-) -> HttpResponse:
-    """Render the page of a type. `here` is where it polls when the request was for another URL."""
+def type_page(request: HttpRequest, name: str, *, toast: Mapping[str, str] | None = None) -> HttpResponse:
+    """Render the page of a type."""
     board = shell.board_of(request)
     known = board.types.get(name)
     if known is None:
@@ -143,8 +141,6 @@ def type_page(
         **_contract(row, known),
     }
     context["twice"] = twice.card(context["total"], row, chosen)
-    if here:
-        context["here"] = here
     return answer(request, "board/job_type.html", context, poll=15)
 
 

@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_safe
 
 from dlq import preflight
-from jobsboard.board import job_evidence, job_view, payload, replay_checks, shell, twice, why
+from jobsboard.board import death, job_evidence, job_view, payload, replay_checks, shell, twice, why
 from jobsboard.board.params import Params, scope_of, seal
 from jobsboard.board.refresh import answer, live
 from jobsboard.roles import can, require
@@ -166,10 +166,8 @@ def job(request: HttpRequest, job_id: UUID) -> HttpResponse:
     return job_page(request, job_id, place="jobs")
 
 
-def job_page(
-    request: HttpRequest, job_id: UUID, *, place: str, here: str = "", toast: dict[str, str] | None = None
-) -> HttpResponse:
-    """Render a job below Jobs or below Dead letters. `here` is where it polls when the request was for another URL."""
+def job_page(request: HttpRequest, job_id: UUID, *, place: str, toast: dict[str, str] | None = None) -> HttpResponse:
+    """Render a job below Jobs or below Dead letters."""
     found = Job.objects.filter(id=job_id).first()
     if found is None:
         raise Http404
@@ -200,19 +198,21 @@ def job_page(
         "traceback": payload.traceback_blocks(str(last.get("traceback") or "")),
         "allowed": job_view.allowed(found),
         "may_act": can(request.user, "act"),
+        "may_reveal": can(request.user, "reveal"),
+        "act_url": act_urls(found, place),
+        "trace": death.trace(found),
         "audit": list(
             AuditEntry.objects.filter(object_type="job", object_id=str(found.id)).order_by("-id")[:AUDIT_SHOWN]
         ),
         "toast": toast,
         **_contract(request, found),
+        **_death(request, found, place),
     }
-    if here:
-        context["here"] = here
     return answer(request, "board/job.html", context, poll=15)
 
 
 def _contract(request: HttpRequest, found: Job) -> dict[str, Any]:
-    """Add what depends on the contract: the payload's redaction and, where a replay is possible, its checks."""
+    """Add what depends on the contract: the payload's redaction, and what is awaited."""
     board = shell.board_of(request)
     values = can(request.user, "see_payload")
     contract = None
@@ -221,14 +221,30 @@ def _contract(request: HttpRequest, found: Job) -> dict[str, Any]:
     # Without the contract nobody knows what it would hide.
     pointers, values = (contract.redact, values) if contract is not None else ((), False)
     known = board.types.get(found.type)
-    context: dict[str, Any] = {
+    return {
         "payload": payload.shown(found.payload, values=values, pointers=pointers),
         "payload_values": values,
         "now_version": known.version if known else None,
         "awaited": job_evidence.awaited(found, contract),
         "why": why.of_job(request, found, contract),
     }
-    if found.state in REPLAYABLE and job_view.allowed(found).replay:
-        holder = preflight.holder_of(found)
-        context["verdict_card"] = replay_checks.judge(found, holder=holder, known=known, now=board.now)
-    return context
+
+
+def _death(request: HttpRequest, found: Job, place: str) -> dict[str, Any]:
+    """Add what concerns a job that ended without its outcome: whether it may be replayed, and what stood around it."""
+    if found.state not in REPLAYABLE or found.probe:
+        return {"around": None, "card": None}
+    facts = replay_checks.facts_of(found, now=shell.board_of(request).now)
+    return {
+        "around": death.around(found, facts),
+        "card": replay_checks.card(found, facts, request.user) if replay_checks.possible(found) else None,
+        # Workers are asked when somebody opens the page, not by each poll of it.
+        "ask_now": "HX-Request" not in request.headers,
+    }
+
+
+def act_urls(job: Job, place: str) -> dict[str, str]:
+    """Return where things are done to a job, by verb."""
+    name = "dead-letter-act" if place == "dlq" else "job-act"
+    verbs = ("replay", "edit", "close", "ignore", "verdict", "reveal")
+    return {verb: reverse(name, args=[job.id, verb]) for verb in verbs}

@@ -8,7 +8,7 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
-from jobsboard.board import charts, marks, shell, signals, summary, verdict
+from jobsboard.board import charts, marks, replays, shell, signals, summary, verdict
 from jobsboard.board.changes import entries_of, recent
 from jobsboard.board.params import Params, chosen_range
 from jobsboard.board.refresh import answer, live
@@ -49,6 +49,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     types, tiers = summary.type_lines(numbers), summary.tier_lines(numbers, processes)
     found = [
         *signals.concerns(signals.of(request)),
+        *replays.concerns(request),
         *verdict.concerns(
             types,
             tiers,

@@ -51,6 +51,7 @@ def _nav(request: HttpRequest) -> list[Row]:
         ("Job types", "types", reverse("job-types"), len(board.types), ""),
         ("Jobs", "jobs", reverse("jobs"), None, ""),
         ("Dead letters", "dead", reverse("dead-letters"), dead, "bad" if dead else ""),
+        ("Replays", "replay", reverse("replays"), found.plans or None, "warn" if found.plans_stopped else ""),
         ("Runtime", "", "", None, ""),
         ("Probes", "probe", reverse("probes"), board.probes_failing, "bad" if board.probes_failing else ""),
         ("Signals", "", "", None, ""),

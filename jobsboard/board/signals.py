@@ -39,6 +39,10 @@ WITH fires AS MATERIALIZED (
 ), counted AS (
   SELECT count(*)::int AS firing, (count(*) FILTER (WHERE quiet))::int AS quiet,
     (count(*) FILTER (WHERE NOT (quiet OR reached > 0 OR fresh OR forgotten)))::int AS untold FROM fires
+), plans AS (
+  SELECT (count(*) FILTER (WHERE state IN ('running', 'stopped')))::int AS alive,
+    (count(*) FILTER (WHERE state = 'stopped'))::int AS stopped
+  FROM dlq_replayplan WHERE state IN ('running', 'paused', 'stopped', 'aborted', 'following')
 ), ends AS (
   SELECT (count(*) FILTER (WHERE tells))::int AS known, (count(*) FILTER (WHERE tells AND enabled))::int AS enabled,
     (count(*) FILTER (WHERE tells AND fails))::int AS failing, (count(*) FILTER (WHERE fails))::int AS unwell
@@ -47,8 +51,8 @@ WITH fires AS MATERIALIZED (
 )
 SELECT c.firing, c.quiet, c.untold, e.known, e.enabled, e.failing, e.unwell,
   (SELECT count(*)::int FROM jobsboard_alert WHERE state = 'acknowledged'),
-  f.title, f.quiet, f.forgotten, f.asked, f.reached, f.fresh
-FROM counted AS c CROSS JOIN ends AS e LEFT JOIN first AS f ON true
+  p.alive, p.stopped, f.title, f.quiet, f.forgotten, f.asked, f.reached, f.fresh
+FROM counted AS c CROSS JOIN ends AS e CROSS JOIN plans AS p LEFT JOIN first AS f ON true
 """  # noqa: S608 - constants of this module
 _REACH_OF: Final = f"""
 SELECT a.id, d.quiet, d.forgotten, d.asked, d.reached, d.fresh
@@ -96,7 +100,7 @@ class Signals:
 
     `endpoints` are enabled and take alerts, of `endpoints_known`; `endpoints_failing`: the last try failed, or it was
     switched off because its receiver said that it is gone; `endpoints_unwell` counts dead man's switches as well.
-    `title` and `reach` are of the alert that is worst.
+    `title` and `reach` are of the alert that is worst. `plans`: replay plans that run or stopped by their rule.
     """
 
     firing: int
@@ -109,6 +113,8 @@ class Signals:
     endpoints_unwell: int
     title: str
     reach: Reach | None
+    plans: int = 0
+    plans_stopped: int = 0
 
 
 def of(request: HttpRequest) -> Signals:
@@ -125,11 +131,11 @@ def read() -> Signals:
     with connection.cursor() as cursor:
         cursor.execute(_SIGNALS, {"keep": KEEP.total_seconds()})
         row = cursor.fetchone()
-    firing, quiet, untold, known, enabled, failing, unwell, acknowledged, title, *first = row
+    firing, quiet, untold, known, enabled, failing, unwell, acknowledged, plans, stopped, title, *first = row
     return Signals(
         firing=firing, quiet=quiet, untold=untold, acknowledged=acknowledged, endpoints=enabled, endpoints_known=known,
         endpoints_failing=failing, endpoints_unwell=unwell, title=redact_text(title or ""),
-        reach=_reach(*first) if firing else None,
+        reach=_reach(*first) if firing else None, plans=plans, plans_stopped=stopped,
     )  # fmt: skip
 
 

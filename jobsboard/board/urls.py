@@ -7,15 +7,28 @@ from jobsboard.board.alert import alert
 from jobsboard.board.alert_acting import act_on_alert, act_on_rule
 from jobsboard.board.alerts import alerts
 from jobsboard.board.audit import audit
-from jobsboard.board.dead_letters import dead_letter, dead_letters
+from jobsboard.board.bulk import bulk
+from jobsboard.board.dead_letter import dead_letter, verdict
+from jobsboard.board.dead_letters import dead_letters
+from jobsboard.board.editing import edit
+from jobsboard.board.exporting import export
+from jobsboard.board.group_acting import act_on_group
+from jobsboard.board.groups import group
 from jobsboard.board.job_types import job_type, job_types
 from jobsboard.board.jobs import job, jobs, search
 from jobsboard.board.overview import overview
 from jobsboard.board.pausing import turn
 from jobsboard.board.probes import probes_view, send_probe
+from jobsboard.board.replay_acting import act_on_plan
+from jobsboard.board.replay_one import replay
+from jobsboard.board.replays import replay_plan, replays
+from jobsboard.board.revealing import reveal
 from jobsboard.board.twice import twice
 from jobsboard.board.webhook_acting import act_on_endpoint, resend
 from jobsboard.board.webhooks import webhooks
+
+# These look before they act; the other verbs of a job are `act`'s, whose names reverse all of them.
+_LOOKING = {"verdict": verdict, "replay": replay, "edit": edit, "reveal": reveal}
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
@@ -25,10 +38,19 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("types/<str:name>/<slug:verb>/", turn, name="job-type-turn"),
     path("jobs/", jobs, name="jobs"),
     path("jobs/<uuid:job_id>/", job, name="job"),
+    *(path(f"jobs/<uuid:job_id>/{verb}/", view, {"place": "jobs"}) for verb, view in _LOOKING.items()),
     path("jobs/<uuid:job_id>/<slug:verb>/", act, {"place": "jobs"}, name="job-act"),
     path("dlq/", dead_letters, name="dead-letters"),
+    path("dlq/export", export, name="dead-letters-export"),
+    path("dlq/bulk/", bulk, name="bulk"),
+    path("dlq/groups/<int:group_id>/", group, name="failure-group"),
+    path("dlq/groups/<int:group_id>/<slug:verb>/", act_on_group, name="failure-group-act"),
     path("dlq/<uuid:job_id>/", dead_letter, name="dead-letter"),
+    *(path(f"dlq/<uuid:job_id>/{verb}/", view, {"place": "dlq"}) for verb, view in _LOOKING.items()),
     path("dlq/<uuid:job_id>/<slug:verb>/", act, {"place": "dlq"}, name="dead-letter-act"),
+    path("replays/", replays, name="replays"),
+    path("replays/<uuid:plan_id>/", replay_plan, name="replay-plan"),
+    path("replays/<uuid:plan_id>/<slug:verb>/", act_on_plan, name="replay-plan-act"),
     path("probes/", probes_view, name="probes"),
     path("probes/<str:name>/send/", send_probe, name="probe-send"),
     path("alerts/", alerts, name="alerts"),

@@ -1,4 +1,4 @@
-"""The CRM: takes contacts over HTTP, answers 202 with a reference, and calls back when it has decided.
+"""The CRM: takes contacts over HTTP, answers 202 with a reference, and calls back when it has decided; it can be asked.
 
 It is a provider like others: it verifies who sends, drops second copies by their Idempotency-Key, calls back late,
 twice, with a contradiction or never at times, and repeats a callback that got no 2xx. Its log is its memory.
@@ -115,9 +115,28 @@ class Crm:
             raise AnswerLost
         return 202, {"ref": ref}
 
+    def look_up(self, headers: Mapping[str, str], target: str) -> Answer:
+        """Say what became of a contact: the check of Jobsboard's contract. `target` is path and query, and signed.
+
+        Raises: Refused.
+        """
+        self._verify(headers, target.encode())
+        key = headers.get("idempotency-key", "")
+        if crm_moods.of(place.weather().kind).cannot_search():
+            raise Refused(503, "the CRM is busy")
+        with self._lock:
+            ref, refused = self.refs.get(key), self.rejected.get(key)
+        if refused is not None:
+            self.log.write("told", key=key, ref=ref, outcome="rejected")
+            return 200, {"outcome": "rejected", "detail": refused}
+        if ref is None:
+            return 200, {"outcome": "unknown"}
+        self.log.write("told", key=key, ref=ref, outcome="confirmed")
+        return 200, {"outcome": "confirmed", "ref": ref}
+
     def _verify(self, headers: Mapping[str, str], body: bytes) -> None:
         try:
-            self.webhook.verify(body, dict(headers))
+            self.webhook.verify(body, dict(headers), json_parse=False)
         except Exception as error:  # the library raises what its parts raise: ValueError, binascii.Error, its own
             self.log.write("refused", why=type(error).__name__)
             raise Refused(401, "the signature does not fit") from None

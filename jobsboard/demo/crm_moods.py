@@ -46,11 +46,16 @@ class Mood:
     busy: float
     lost_answers: float
     fates: Mapping[str, float]
+    search_fails: float = 0.0
     draw: random.Random = field(default_factory=random.Random, compare=False)
 
     def unavailable(self) -> bool:
         """Say whether it is too busy to take a request."""
         return self.draw.random() < self.busy
+
+    def cannot_search(self) -> bool:
+        """Say whether it cannot tell now which contacts it has."""
+        return self.draw.random() < self.search_fails
 
     def retry_after(self) -> int:
         """Return for how long. Units: seconds."""
@@ -157,8 +162,9 @@ MOODS: Final[Mapping[place.Kind, Mood]] = {
         },
     ),
     "storm": Mood(
-        busy=0.15,
+        busy=0.85,
         lost_answers=0.05,
+        search_fails=0.1,
         fates={
             "slow": 0.2, "late": 0.2, "never": 0.25, "twice": 0.03, "changes_its_mind": 0.005,
             "rejects_too_soon": 0.003, "rejected": 0.004, "retryable": 0.02,

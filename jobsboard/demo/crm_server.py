@@ -1,4 +1,7 @@
-"""The CRM's HTTP side: `POST /contacts`, served on a socket that the local stack holds, so that a restart keeps it."""
+"""The CRM's HTTP side: `POST /contacts`, and `GET /contacts?...` to ask; on a socket that the local stack holds.
+
+A restart keeps it.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,22 @@ class _Request(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
             return
+        self._say(status, said, headers)
+
+    def do_GET(self) -> None:  # noqa: N802 (http.server)
+        if self.path.partition("?")[0] != PATH:
+            self._say(404, {"error": f"ask for contacts at {PATH}"}, {})
+            return
+        try:
+            status, said = self.server.crm.look_up(self._heads(), self.path)
+        except Refused as refused:
+            status, said = refused.status, {"error": str(refused)}
+        self._say(status, said, {})
+
+    def _heads(self) -> dict[str, str]:
+        return {name.lower(): value for name, value in self.headers.items()}
+
+    def _say(self, status: int, said: dict[str, Any], headers: dict[str, str]) -> None:
         body = json.dumps(said).encode()
         self.send_response(status)
         for name, value in {**headers, "Content-Type": "application/json", "Content-Length": str(len(body))}.items():
@@ -50,7 +69,7 @@ class _Request(BaseHTTPRequestHandler):
             return 404, {"error": f"post contacts to {PATH}"}, {}
         body = self.rfile.read(int(length))
         try:
-            status, said = self.server.crm.receive({k.lower(): v for k, v in self.headers.items()}, body)
+            status, said = self.server.crm.receive(self._heads(), body)
         except Refused as refused:
             wait = {"Retry-After": str(refused.retry_after)} if refused.retry_after else {}
             return refused.status, {"error": str(refused)}, wait

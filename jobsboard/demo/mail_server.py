@@ -36,7 +36,7 @@ class Behaviour:
 
 BEHAVIOURS: Final[dict[place.Kind, Behaviour]] = {
     "calm": Behaviour(delay=(0.01, 0.06), deferred=0.02, refused=0.0008, answer_lost=0.004, search_fails=0.0),
-    "storm": Behaviour(delay=(0.2, 0.8), deferred=0.88, refused=0.002, answer_lost=0.1, search_fails=0.1),
+    "storm": Behaviour(delay=(0.05, 0.3), deferred=0.88, refused=0.002, answer_lost=0.1, search_fails=0.1),
 }
 
 

@@ -148,6 +148,7 @@ def compare(before: World, seen: Sequence[Seen], after: World, *, kept: Collecti
         *_contacts(before, lineages[CRM], after, began),
         *_invoices(before, lineages[BILLING], after, began),
         *_scores(before, lineages[SCORING], after, began),
+        _replayed(lineages, after, began),
         *_requests(before, {job.id for job in seen if not job.probe}),
         *probing,
     ]
@@ -263,10 +264,10 @@ def _answers(before: World) -> Row:
 
 def _contacts(before: World, lineages: Lineages, after: World, began: float) -> Iterator[Row]:
     """Compare what the CRM did, and what the board says about it."""
-    said = {(line["key"], line["outcome"], line["ref"]) for line in after.crm if line["event"] == "calling"}
+    said = {(line["key"], line["outcome"], line["ref"]) for line in after.crm if line["event"] in ("calling", "told")}
     refused = {key for key, outcome, _ in said if outcome == "rejected"}
     yield _proven(
-        "contacts confirmed: the CRM called back so, with this reference",
+        "contacts confirmed: the CRM said so, with this reference",
         lineages,
         began,
         lambda key, job: (key, "confirmed", job.ref) in said,
@@ -338,10 +339,30 @@ def _scores(before: World, lineages: Lineages, after: World, began: float) -> It
     yield _doubled("scores computed twice: the job says maybe duplicate", counts, lineages)
 
 
+def _replayed(lineages: Mapping[str, Lineages], after: World, began: float) -> Row:
+    """Count effects outside by business key, over all jobs of a lineage: a replay must not add one."""
+    effects = Counter(key_of(line["message_id"]) for line in after.mails)
+    effects.update(line["key"] for line in after.crm if line["event"] == "effect")
+    effects.update(entry.key for entry in after.entries if not entry.refused)
+    row = Row(what="business keys that were replayed: one effect each", outside=0, board=0)
+    for name in (WELCOME, CRM, BILLING):
+        for key, one in lineages[name].items():
+            if len(one.jobs) < 2 or one.jobs[0].accepted < began:
+                continue
+            row.outside += effects[key]
+            ended = [job for job in one.jobs if job.state == JobState.CONFIRMED and job.kind != "manual"]
+            row.board += len(ended)
+            row.open += one.open
+            row.explained[f"not confirmed, {one.newest.state}"] += one.confirmed is None and not one.open
+            if effects[key] > 1 or len(ended) > 1 or (ended and not effects[key]):
+                row.wrong.append(one.newest.id)
+    return row
+
+
 def _probes(before: World, lineages: Mapping[str, Lineages], after: World, began: float) -> Iterator[Row]:
     """Compare probes, which are in no line above: whoever was told that it is one, and what the board confirmed."""
     mails = {(key_of(line["message_id"]), line["queue_id"]) for line in after.mails}
-    called = {(line["key"], line["ref"]) for line in after.crm if line["event"] == "calling"}
+    called = {(line["key"], line["ref"]) for line in after.crm if line["event"] in ("calling", "told")}
     booked = {(entry.key, entry.ref) for entry in after.entries}
     computed = {line["key"] for line in after.scores}
     proofs: Mapping[str, Callable[[str, Seen], bool]] = {

@@ -16,6 +16,8 @@ from queues.accept import EnqueueError, Item, enqueue_many
 SIGN_UPS: Final = 1.2
 """A second, on average; each is three jobs."""
 INVOICES: Final = 0.4
+RUSH: Final = 2.5
+"""In a storm everybody comes at once: so many times as many requests. It is what the providers cannot bear."""
 REPEAT_SHARE: Final = 0.04
 """How often a producer sends a recent request again, as after a lost answer."""
 TOO_LARGE_EVERY: Final = 1200
@@ -61,12 +63,17 @@ def requests(first: int, draw: random.Random) -> Iterator[Request]:
         yield request
 
 
+def rate(kind: place.Kind) -> float:
+    """Return how many requests come in a second, repeated ones included."""
+    return (SIGN_UPS + INVOICES) / (1 - REPEAT_SHARE) * (RUSH if kind == "storm" else 1.0)
+
+
 def run(stop: threading.Event) -> None:
     """Enqueue until told to stop. A database that is down costs jobs of the demo only, and is waited for."""
     log = Journal(place.traffic_log())
     # Numbers go on where an earlier run of the demo ended, so that keys stay new.
     source = requests(int(time.time()) % 100_000_000 * 10, random.Random())
-    while not stop.wait(random.expovariate((SIGN_UPS + INVOICES) / (1 - REPEAT_SHARE))):
+    while not stop.wait(random.expovariate(rate(place.weather().kind))):
         try:
             send(next(source), log)
         except EnqueueError as error:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from dlq import watch
 from jobsboard.metrics import probes
 from queues import histogram, outcomes
 from queues.outcomes import Counts
@@ -54,6 +55,10 @@ class Snapshot:
     limbo: Mapping[str, int]
     processes: Iterable[probes.Process]
     sent: Sequence[outcomes.ProbeNow] = ()
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """Failure groups by state."""
+    plans: Mapping[str, int] = field(default_factory=dict)
+    """Replay plans by state."""
 
     @property
     def pairs(self) -> list[Pair]:
@@ -73,6 +78,7 @@ def read() -> Snapshot:
         for pair, states in board.counts.items()
         if (n := sum(states.get(state, 0) for state in _OPEN_NOT_RUNNING)) > 0
     }
+    failures, plans = watch.states()
     open_pairs = {pair for pair, states in board.counts.items() if pair in waiting or states.get("processing", 0) > 0}
     return Snapshot(
         board=board,
@@ -89,6 +95,8 @@ def read() -> Snapshot:
         limbo=probes.limbo(),
         processes=probes.processes(),
         sent=outcomes.probes(),
+        failures=failures,
+        plans=plans,
     )
 
 
@@ -217,6 +225,15 @@ def _now(seen: Snapshot) -> Iterator[Metric]:
         "Dead letters that nobody has resolved.",
         _PAIR,
         {pair: board.counts.get(pair, {}).get("dead", 0) for pair in seen.pairs},
+    )
+    yield _gauge(
+        "failure_groups",
+        f"Failures that have unresolved dead letters; {watch.COUNT_AT_MOST} stands for that many or more.",
+        ("state",),
+        {(state,): n for state, n in seen.failures.items()},
+    )
+    yield _gauge(
+        "replay_plans", "Replay plans that are not over.", ("state",), {(state,): n for state, n in seen.plans.items()}
     )
     yield _gauge(
         "limbo_jobs",

@@ -19,8 +19,15 @@ from queues.lifecycle.claim import (
 )
 from queues.lifecycle.confirm import Applied, Proof, Proven, confirm
 from queues.lifecycle.prune import STAY_MOST, Look, Swap, prunable_days, prune_callbacks, prune_day, swap_day
-from queues.lifecycle.resolve import Cancelled, Edit, cancel, close_dead_letters, replay, retry_now
-from queues.lifecycle.rollup import fold, forget_rollups, forget_suspected, touch_board
+from queues.lifecycle.resolve import Cancelled, Edit, cancel, close_dead_letters, replay, replay_many, retry_now
+from queues.lifecycle.rollup import (
+    fold,
+    forget_failures,
+    forget_rollups,
+    forget_suspected,
+    recount_failures,
+    touch_board,
+)
 from queues.lifecycle.settle import End, Verdict, count_superseded, settle
 from queues.lifecycle.steps import find_step, keep_step, set_progress
 from queues.lifecycle.sweep import expire, give_up_waiting, lost, overdue, rescue, stale
@@ -31,8 +38,8 @@ __all__ = [
     "NewJob", "Proof", "Proven", "Run", "RunInfo", "Swap", "Verdict", "asked_checks", "cancel", "cancelled", "claim",
     "claim_checks", "claimed_by", "close_dead_letters", "confirm", "count_duplicates", "count_superseded",
     "due_checks", "expire", "find_step", "finish_checks", "fold",
-    "forget_rollups", "forget_suspected", "give_up_waiting", "heartbeat", "holders",
+    "forget_failures", "forget_rollups", "forget_suspected", "give_up_waiting", "heartbeat", "holders",
     "holding", "insert", "keep_step", "let_go", "lost", "overdue", "prunable_days", "prune_callbacks", "prune_day",
-    "replay", "rescue", "retry_now", "runs", "set_progress", "settle", "stageable", "stale", "swap_day",
-    "touch_board",
+    "recount_failures", "replay", "replay_many", "rescue", "retry_now", "runs", "set_progress", "settle", "stageable",
+    "stale", "swap_day", "touch_board",
 ]  # fmt: skip

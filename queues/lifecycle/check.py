@@ -113,7 +113,8 @@ WITH item AS (
     fingerprint = CASE WHEN h.state IN ('dead', 'retrying') AND h.fingerprint IS NULL
       THEN {fingerprint_of("Unconfirmed")} ELSE coalesce(h.fingerprint, j.fingerprint) END
   FROM hit h WHERE {BETWEEN} AND j.id = h.id AND h.was = 'awaiting_confirmation'
-  RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
+  RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.fingerprint, j.ready_at, j.settled_at,
+    j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.since, h.now AS left_at
 ), moved AS (SELECT * FROM written WHERE state <> was),
 counted AS ({delta(*SETTLED_ROWS, STAGE_LEFT)})

@@ -160,7 +160,7 @@ WITH item AS (
       ELSE j.late_evidence END
   FROM told h WHERE {BETWEEN} AND j.id = h.id
     AND ((h.note AND NOT h.heard) OR h.applied IN ('confirmed', 'kept', 'rejected', 'retrying'))
-  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
+  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.fingerprint, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.applied, h.since, h.now AS left_at, h.run, h.second,
     h.refused, h.known, h.refs[1] AS first_ref, h.ref, h.detail, h.room
 ), moved AS (SELECT * FROM changed WHERE state <> was),

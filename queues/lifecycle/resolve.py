@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from queues.lifecycle.accept import idempotency_key
-from queues.lifecycle.settle import SETTLED_ROWS, STAGE_LEFT, left_open
+from queues.lifecycle.settle import SETTLED_ROWS, STAGE_LEFT, left_open, of_failure
 from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, delta, execute, minute, named, transition
 from queues.states import JobState, Reason
 
@@ -51,7 +51,8 @@ WITH hit AS MATERIALIZED (
     reason = %(reason)s,
     {left_open("h.was <> 'processing'")}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
-  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.begun, j.probe,
+  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.fingerprint, j.ready_at, j.settled_at,
+    j.window_seconds, j.begun, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.since, h.now AS left_at
 ), moved AS (SELECT * FROM changed WHERE state = 'cancelled'),
 counted AS ({delta(*SETTLED_ROWS, STAGE_LEFT)})
@@ -74,25 +75,30 @@ WITH hit AS MATERIALIZED (
   ORDER BY j.id FOR UPDATE OF j
 ), moved AS (
   UPDATE queues_job j SET resolution = %(resolution)s, resolved_at = jobs_clock(), resolved_by = %(by)s
-  FROM hit h WHERE {BETWEEN} AND j.id = h.id RETURNING j.id, j.type, j.tier, j.probe
-), counted AS ({delta((EPOCH, "'open.dead'", "-1", "-1"))})
+  FROM hit h WHERE {BETWEEN} AND j.id = h.id
+  RETURNING j.id, j.type, j.tier, j.probe, j.reason, j.fingerprint, j.resolved_at
+), counted AS ({delta((EPOCH, "'open.dead'", "-1", "-1"), of_failure("resolved", "m.resolved_at", "true"))})
 SELECT id FROM moved
 """
 
-# Mark the parent (only once, only the newest of its lineage), move the key while it still points to the parent, insert
-# the child: all or nothing. The key keeps its first hash and the child its parent's idempotency key, so that the
-# producer's own retries and the provider still recognise the action. Under another key it is another action.
-REPLAY = f"""
+# Mark the parents (only once, only the newest of a lineage), move their keys while they still point to them, insert the
+# children: all or nothing for each. The key keeps its first hash and the child its parent's idempotency key, so that
+# the producer's own retries and the provider still recognise the action. Under another key it is another action.
+# A bulk replay leaves locked rows for its next round, and puts its children behind live work.
+_REPLAY = f"""
 WITH parent AS MATERIALIZED (
   SELECT j.*, jobs_uuid7() AS child, now.at AS now, c.version, c.tier_id, c.max_attempts, c.window_seconds AS promise,
     c.max_age_seconds, c.dedupe_window_seconds, %(key)s::text IS NOT NULL AS other
   FROM queues_job j JOIN queues_jobtype c ON c.name = j.type CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} IN ('dead', 'expired', 'cancelled') AND j.replayed_by IS NULL
     AND j.resolution = 'open' AND j.erased_at IS NULL AND c.enabled
-  FOR UPDATE OF j
+  ORDER BY j.id FOR UPDATE OF j LOCKED
 ), key AS (
-  UPDATE queues_dedupekey k SET job_id = p.child FROM parent p
-  WHERE NOT p.other AND k.type = p.type AND k.key = p.dedupe_key AND k.job_id = p.id RETURNING k.job_id
+  UPDATE queues_dedupekey k SET job_id = h.child FROM (
+    SELECT k.type, k.key, p.child FROM parent p JOIN queues_dedupekey k
+      ON NOT p.other AND k.type = p.type AND k.key = p.dedupe_key AND k.job_id = p.id
+    ORDER BY k.type, k.key FOR UPDATE OF k) AS h
+  WHERE k.type = h.type AND k.key = h.key RETURNING k.job_id
 ), fresh AS (
   INSERT INTO queues_dedupekey (type, key, request_hash, job_id, accepted_at, expires_at)
   SELECT p.type, %(key)s, decode(%(request_hash)s, 'hex'), p.child, p.now,
@@ -103,33 +109,38 @@ WITH parent AS MATERIALIZED (
   UPDATE queues_job j SET replayed_by = p.child, resolution = 'replayed', resolved_at = p.now, resolved_by = %(by)s
   FROM parent p LEFT JOIN (TABLE key UNION ALL TABLE fresh) AS held ON held.job_id = p.child
   WHERE {BETWEEN} AND j.id = p.id AND (held.job_id IS NOT NULL OR (p.dedupe_key IS NULL AND NOT p.other))
-  RETURNING j.id, j.type, j.tier, j.state, j.probe
+  RETURNING j.id, j.type, j.tier, j.state, j.probe, j.reason, j.fingerprint, j.resolved_at
 ), child AS (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
     idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, entered_at, due_at, expires_at,
     root, replay_of, begun, reference, unknown_end, trace)
-  SELECT p.child, p.type, p.tier_id, p.priority, p.version, coalesce(%(payload)s::json, p.payload),
-    coalesce(decode(%(request_hash)s, 'hex'), p.request_hash), coalesce(%(key)s, p.dedupe_key),
+  SELECT p.child, p.type, p.tier_id, coalesce(%(priority)s::smallint, p.priority), p.version,
+    coalesce(%(payload)s::json, p.payload), coalesce(decode(%(request_hash)s, 'hex'), p.request_hash),
+    coalesce(%(key)s, p.dedupe_key),
     CASE WHEN p.other THEN {idempotency_key("p.type", "%(key)s::text")} ELSE p.idempotency_key END,
     p."group", p.max_attempts, p.promise, p.now, p.now, p.now, p.now, p.now + make_interval(secs => p.max_age_seconds),
     CASE WHEN p.other THEN p.child ELSE p.root END, p.id, CASE WHEN p.other THEN 0 ELSE p.begun END,
     CASE WHEN p.other OR p.reason IS NOT DISTINCT FROM 'rejected' THEN NULL ELSE p.reference END,
     p.unknown_end AND NOT p.other, p.trace
   FROM parent p JOIN marked ON marked.id = p.id
-  RETURNING id, type, tier, probe, accepted_at
+  RETURNING id, type, tier, probe, accepted_at, replay_of
 ), moved AS (
-  SELECT type, tier, probe, CASE state WHEN 'dead' THEN -1 ELSE 0 END AS dead, 0 AS born, NULL::timestamptz AS at
+  SELECT type, tier, probe, CASE state WHEN 'dead' THEN -1 ELSE 0 END AS dead, 0 AS born, resolved_at AS at, reason,
+    fingerprint
   FROM marked
-  UNION ALL SELECT type, tier, probe, 0, 1, accepted_at FROM child
+  UNION ALL SELECT type, tier, probe, 0, 1, accepted_at, NULL, NULL FROM child
 ), counted AS ({
     delta(
         (EPOCH, "'open.dead'", "-1", "m.dead"),
         (EPOCH, "'open.accepted'", "-1", "m.born"),
         (minute("m.at"), "'replayed'", "-1", "m.born"),
+        of_failure("resolved", "m.at", "m.dead = -1"),
     )
 })
-SELECT id FROM child
+SELECT replay_of, id FROM child
 """
+REPLAY = _REPLAY.replace(" LOCKED", "")
+REPLAY_MANY = _REPLAY.replace("OF j LOCKED", "OF j SKIP LOCKED")
 
 
 def cancel(ids: Sequence[UUID], *, reason: Reason) -> list[Cancelled]:
@@ -156,6 +167,16 @@ def replay(job_id: UUID, *, by: str, edit: Edit | None = None) -> UUID | None:
         "payload": edit.payload if edit else None,
         "request_hash": edit.request_hash if edit else None,
         "key": edit.dedupe_key if edit else None,
+        "priority": None,
     }
     rows = transition("replay", REPLAY, {**named([job_id]), **params})
-    return rows[0][0] if rows else None
+    return rows[0][1] if rows else None
+
+
+def replay_many(ids: Sequence[UUID], *, by: str, priority: int) -> dict[UUID, UUID]:
+    """Accept the children of many jobs, as they were. Shape: job → child, of those that could be replayed now.
+
+    A row that somebody else holds is left out as well: it is to be asked for again.
+    """
+    params = {"by": by, "payload": None, "request_hash": None, "key": None, "priority": priority}
+    return dict(transition("replay_many", REPLAY_MANY, {**named(ids), **params}))

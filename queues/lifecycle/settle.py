@@ -102,6 +102,13 @@ def fingerprint_of(words: str) -> str:
 
 _REASON_CODE = "CASE m.reason " + " ".join(f"WHEN '{r}' THEN {c}" for r, c in REASON_CODES.items()) + " END"
 
+
+def of_failure(measure: str, at: str, dead: str) -> tuple[str, str, str, str]:
+    """Return the row that counts dead letters by what they died of, where `dead` holds."""
+    name = f"'{measure}.' || CASE WHEN {dead} THEN left(coalesce(m.fingerprint, ''), 16) ELSE '' END"
+    return (minute(at), name, _REASON_CODE, f"({dead})::integer")
+
+
 # What every settling statement counts. `moved` has was, since (when it came into that state), left_at, state, reason,
 # ready_at, settled_at, window_seconds and `cohort` (not a probe and not a replay).
 _IN_TIME = "m.settled_at <= m.ready_at + make_interval(secs => m.window_seconds)"
@@ -123,6 +130,7 @@ SETTLED_ROWS: tuple[tuple[str, str, str, str], ...] = (
         f"(m.cohort AND m.state IN ('confirmed', 'cancelled') AND {_IN_TIME})::integer",
     ),
     (minute("m.ready_at"), "'ended'", "-1", "(m.cohort AND m.settled_at IS NOT NULL)::integer"),
+    of_failure("died", "m.settled_at", "m.state = 'dead'"),
     (minute("m.settled_at"), "'late'", "-1", f"(m.state = 'confirmed' AND NOT {_IN_TIME})::integer"),
 )
 STAGE_LEFT = (
@@ -248,7 +256,7 @@ WITH item AS (
     fingerprint = CASE WHEN h.story IS DISTINCT FROM h.failure THEN {fingerprint_of("Rejected")}
       ELSE coalesce(h.fingerprint, j.fingerprint) END
   FROM told h WHERE {BETWEEN} AND j.id = h.id AND h.was = 'processing'
-  RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at,
+  RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.fingerprint, j.ready_at, j.settled_at, j.finished_at,
     j.window_seconds, h.verdict, h.given_back, h.seconds, j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort,
     h.was, h.since, h.now AS left_at, j.fence AS run, h.blind AND NOT h.given_back AS blind, h.failure_before,
     h.other_ref, h.said, h.refused

@@ -64,7 +64,8 @@ hit AS MATERIALIZED (
       WHEN h.why = 'rejected' THEN {fingerprint_of("Rejected")} ELSE {fingerprint_of("WorkerLost")} END,
     failures = {with_failure(_LOST_STORY)}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
-  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.finished_at, j.window_seconds,
+  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.fingerprint, j.ready_at, j.settled_at, j.finished_at,
+    j.window_seconds,
     j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort, 'processing' AS was, h.since, h.now AS left_at,
     j.fence AS run, h.blind, h.failure_before
 ), {suspected("moved", BLIND)}, counted AS ({
@@ -96,7 +97,7 @@ WITH hit AS MATERIALIZED (
     {left_open("true")}, unknown_end = j.unknown_end OR h.was = 'awaiting_confirmation',
     reason = CASE h.was WHEN 'awaiting_confirmation' THEN 'unconfirmed' ELSE 'stale' END
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
-  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
+  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.fingerprint, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, h.was, h.since, h.now AS left_at
 ), counted AS ({delta(*SETTLED_ROWS, STAGE_LEFT)})
 SELECT id, state FROM moved
@@ -132,7 +133,7 @@ WITH hit AS MATERIALIZED (
     fingerprint = {fingerprint_of("Unconfirmed")},
     failures = {with_failure(UNCONFIRMED_STORY)}
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
-  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.ready_at, j.settled_at, j.window_seconds, j.probe,
+  RETURNING j.id, j.type, j.tier, j.state, j.reason, j.fingerprint, j.ready_at, j.settled_at, j.window_seconds, j.probe,
     j.replay_of IS NULL AND NOT j.probe AS cohort, 'awaiting_confirmation' AS was, h.since,
     h.now AS left_at
 ), counted AS ({delta(*SETTLED_ROWS, STAGE_LEFT)})

@@ -2,6 +2,7 @@
 
 from queues.models.contract import ContractRevision, JobType, Tier
 from queues.models.evidence import Callback, JobReference, StepResult
+from queues.models.failure import FailureCount, FailureHour, OutsideAnswer
 from queues.models.job import DedupeKey, Job, JobQuerySet
 from queues.models.outcome import (
     BoardVersion,
@@ -20,6 +21,8 @@ __all__ = [
     "Callback",
     "ContractRevision",
     "DedupeKey",
+    "FailureCount",
+    "FailureHour",
     "Job",
     "JobQuerySet",
     "JobReference",
@@ -27,6 +30,7 @@ __all__ = [
     "OutcomeBuckets",
     "OutcomeDelta",
     "OutcomeRollup",
+    "OutsideAnswer",
     "Probe",
     "ProbeRun",
     "StateCount",

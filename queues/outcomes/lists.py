@@ -23,7 +23,10 @@ _LINEAGE_MAX: Final = 50
 
 @dataclass(frozen=True, kw_only=True)
 class JobFilter:
-    """What a list shows. `dead_letters` are dead jobs that nobody has resolved."""
+    """What a list shows. `dead_letters` are dead jobs that nobody has resolved.
+
+    `fingerprint`, with a type and a reason: those of one failure; empty are those without an error.
+    """
 
     type: str | None = None
     tiers: tuple[int, ...] = ()
@@ -34,6 +37,7 @@ class JobFilter:
     since: dt.datetime | None = None
     until: dt.datetime | None = None
     dead_letters: bool = False
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ _LAST_ERROR: Final = (
 )
 _OPEN: Final = ", ".join(f"'{state}'" for state in OPEN)
 _WAITING: Final = ", ".join(f"'{state}'" for state in WAITING)
-_FROM_JOBS: Final = 'SELECT id, type, tier, state, reason, resolution, "group", probe FROM queues_job'
+_FROM_JOBS: Final = 'SELECT id, type, tier, state, reason, resolution, "group", fingerprint, probe FROM queues_job'
 
 # Small states are read whole from their partial index; the order is the index's, so that it is the plan.
 _SUBSETS: Final[Mapping[str, str]] = {
@@ -219,7 +223,15 @@ def _source(
 
 
 def _dead_letters(wanted: JobFilter, *, order: str, page: str, types: int) -> _Source:
-    """Index job_dead (type, id): the newest of each type, then the newest of these."""
+    """Index job_dead (type, id): the newest of each type, then the newest of these.
+
+    Those of one failure are read from job_dead_failure (type, reason, fingerprint, id).
+    """
+    if wanted.fingerprint is not None:
+        same = "= %(fingerprint)s" if wanted.fingerprint else "IS NULL"
+        sql = f"""{_FROM_JOBS} WHERE state = 'dead' AND resolution = 'open' AND NOT probe AND type = %(type)s
+          AND reason = %(reason)s AND fingerprint {same} AND {page} ORDER BY id {order} LIMIT {PAGE + 1}"""  # noqa: S608 (no value is formatted in)
+        return _Source(sql=sql)
     filtered = wanted.reason is not None or bool(wanted.tiers)
     limit = max(LOOK_AT_MOST // max(types, 1), PAGE + 1) if filtered else PAGE + 1
     sql = f"""SELECT d.* FROM unnest(%(types)s::text[]) AS t (type) CROSS JOIN LATERAL (
@@ -254,6 +266,7 @@ def _where(wanted: JobFilter, *, after: UUID | None, before: UUID | None) -> str
         (wanted.state, "state = %(state)s"),
         (wanted.reason, "reason = %(reason)s"),
         (wanted.group, '"group" = %(group)s'),
+        (wanted.fingerprint or None, "fingerprint = %(fingerprint)s"),
         (wanted.dead_letters or None, "state = 'dead' AND resolution = 'open'"),
     ):
         if condition is not None:
@@ -264,7 +277,8 @@ def _where(wanted: JobFilter, *, after: UUID | None, before: UUID | None) -> str
 def _params(wanted: JobFilter, *, types: Sequence[str], after: UUID | None, before: UUID | None) -> dict[str, Any]:
     return {
         "after": after, "before": before, "type": wanted.type, "tiers": list(wanted.tiers), "state": wanted.state,
-        "reason": wanted.reason, "key": wanted.key, "group": wanted.group, "limit": PAGE + 1,
+        "reason": wanted.reason, "key": wanted.key, "group": wanted.group, "fingerprint": wanted.fingerprint,
+        "limit": PAGE + 1,
         "types": [wanted.type] if wanted.type is not None else list(types),
         "first": _first_id(wanted.since), "last": _first_id(wanted.until),
     }  # fmt: skip

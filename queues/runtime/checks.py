@@ -41,10 +41,10 @@ def find(contract: Contract) -> Check | None:
     return check
 
 
-def ask(check: Check, context: JobContext, contract: Contract) -> Finding:
-    """Ask, and turn whatever comes back into a finding; nothing is raised."""
+def ask(check: Check, context: JobContext, contract: Contract, *, seconds: float = CHECK_SECONDS) -> Finding:
+    """Ask, at most so many seconds, and turn whatever comes back into a finding; nothing is raised."""
     try:
-        with limits.soft_limit(min(contract.soft_limit_seconds or CHECK_SECONDS, CHECK_SECONDS)):
+        with limits.soft_limit(min(contract.soft_limit_seconds or seconds, seconds)):
             answer = check(context)
         if isinstance(answer, Rejected):
             raise answer

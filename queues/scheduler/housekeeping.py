@@ -1,17 +1,23 @@
 """Keep two weeks of job partitions ahead; forget processes that are gone, and what is older than it is kept."""
 
+import logging
 from typing import Final
 
 from django.db import OperationalError, connection
 
-from queues import lifecycle, probes, workers
+from queues import lifecycle, outside, probes, workers
 from queues.outcomes import DAYS_KEPT, HOURS_KEPT, MINUTES_KEPT
+
+log = logging.getLogger(__name__)
 
 DAYS_AHEAD: Final = 14
 BATCH: Final = 5_000
 KEPT: Final = {"minute": MINUTES_KEPT, "hour": HOURS_KEPT, "day": DAYS_KEPT}
 SIGNS_KEPT: Final = 180
 """For so many days signs of duplicate effects are kept, also of jobs that are gone."""
+FAILURES_KEPT: Final = 90
+"""A failure that comes back after so many days without one, and without an open dead letter, is a new one."""
+FAILURE_HOURS_KEPT: Final = 8
 
 
 def make_partitions(*, tries: int = 20) -> int:
@@ -32,11 +38,15 @@ def forget_old() -> bool:
     """Delete a batch of what is older than it is kept; returns whether there may be more."""
     gone = [lifecycle.forget_rollups(grain=grain, days=days, limit=BATCH) for grain, days in KEPT.items()]
     gone += [lifecycle.forget_suspected(days=SIGNS_KEPT, limit=BATCH), probes.forget_old(limit=BATCH)]
+    gone += [lifecycle.forget_failures(days=FAILURES_KEPT, hour_days=FAILURE_HOURS_KEPT, limit=BATCH)]
+    gone += [outside.forget_old(limit=BATCH)]
     return max(gone) >= BATCH
 
 
 def run_once() -> bool:
     """Do one round."""
     make_partitions()
+    if wrong := lifecycle.recount_failures():
+        log.warning("%d counts of dead letters were not right: workers of an older release ended jobs", wrong)
     workers.forget_gone()
     return forget_old()

@@ -21,6 +21,7 @@ from uuid import UUID
 import pytest
 import redis
 from celery import current_app
+from cryptography.fernet import Fernet
 from django.db import connection, connections
 from pytest_django import DjangoDbBlocker
 
@@ -118,7 +119,8 @@ class Stack:
             if time.monotonic() - began > seconds:
                 logs = "\n".join(f"== {p.name}\n{p.read_text()[-3000:]}" for p in sorted(self.folder.glob("*.log")))
                 pytest.fail(f"waited {seconds} s in vain: {self.states()}, runs {len(self.runs())}\n{logs}")
-            threading.Event().wait(0.02)
+            # Each look is a query or more; the processes that are waited for need the processors.
+            threading.Event().wait(0.05)
         return time.monotonic() - began
 
     def all_confirmed(self, n: int, *, seconds: float) -> float:
@@ -177,6 +179,20 @@ def stack(transactional_db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             made.close()
             client.flushdb()
             broker._channel._close()
+
+
+@pytest.fixture
+def sending(stack: Stack, settings: Any) -> Stack:
+    """Return processes that may send to this machine, and seal with the key that the test seals with."""
+    key = Fernet.generate_key().decode()
+    settings.OUTBOUND_ALLOWED_CIDRS = ["127.0.0.0/8"]
+    settings.WEBHOOK_ALLOW_HTTP, settings.WEBHOOK_ALLOWED_PORTS = True, None
+    settings.ENCRYPTION_KEYS = [key]
+    stack.env |= {
+        "OUTBOUND_ALLOWED_CIDRS": "127.0.0.0/8", "WEBHOOK_ALLOW_HTTP": "1", "WEBHOOK_ALLOWED_PORTS": "*",
+        "ENCRYPTION_KEYS": key,
+    }  # fmt: skip
+    return stack
 
 
 def limbo() -> list[UUID]:

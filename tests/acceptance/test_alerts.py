@@ -7,10 +7,9 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
-from cryptography.fernet import Fernet
 
 from jobsboard.alerts import defaults
 from jobsboard.demo import journal
@@ -28,7 +27,6 @@ from tests.scenarios.servers import own_broker
 
 pytestmark = pytest.mark.acceptance
 
-KEY: Final = Fernet.generate_key().decode()
 SECRET: Final = "whsec_" + base64.b64encode(b"the pager of these tests, 32 byt").decode()
 
 
@@ -57,13 +55,8 @@ class Paged:
 
 
 @pytest.fixture
-def pagers(stack: Stack, settings: Any, tmp_path: Path) -> Iterator[list[Paged]]:
-    """Two receivers with endpoints, and processes that may reach them."""
-    settings.ENCRYPTION_KEYS = [KEY]
-    stack.env |= {
-        "OUTBOUND_ALLOWED_CIDRS": "127.0.0.1/32", "WEBHOOK_ALLOW_HTTP": "1", "WEBHOOK_ALLOWED_PORTS": "*",
-        "ENCRYPTION_KEYS": KEY,
-    }  # fmt: skip
+def pagers(sending: Stack, tmp_path: Path) -> Iterator[list[Paged]]:
+    """Two receivers with endpoints, which the processes may reach."""
     made = [Paged(tmp_path / f"pager{n}.jsonl") for n in range(2)]
     for n, one in enumerate(made):
         WebhookEndpoint.objects.create(

@@ -7,10 +7,9 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import pytest
-from cryptography.fernet import Fernet
 from django.db import transaction
 
 from jobsboard.alerts import outbox
@@ -22,21 +21,6 @@ from tests.alerts.receivers import HANG, Receiver, hurry, receiving
 from tests.factories import accept, sql
 
 pytestmark = pytest.mark.acceptance
-
-KEY: Final = Fernet.generate_key().decode()
-
-
-@pytest.fixture
-def sending(stack: Stack, settings: Any) -> Stack:
-    """Return processes that may send to this machine, and seal with the key that the test seals with."""
-    settings.OUTBOUND_ALLOWED_CIDRS = ["127.0.0.0/8"]
-    settings.WEBHOOK_ALLOW_HTTP, settings.WEBHOOK_ALLOWED_PORTS = True, None
-    settings.ENCRYPTION_KEYS = [KEY]
-    stack.env |= {
-        "OUTBOUND_ALLOWED_CIDRS": "127.0.0.0/8", "WEBHOOK_ALLOW_HTTP": "1", "WEBHOOK_ALLOWED_PORTS": "*",
-        "ENCRYPTION_KEYS": KEY,
-    }  # fmt: skip
-    return stack
 
 
 @pytest.fixture

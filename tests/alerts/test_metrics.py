@@ -211,6 +211,7 @@ def test_limbo_memory_and_age_of_the_numbers() -> None:
     assert one(rule(Metric.ROLLUP_AGE, **EVERYWHERE)).value == pytest.approx(90, abs=5)
 
 
+@pytest.mark.usefixtures("two_weeks")
 def test_partitions_ahead() -> None:
     ahead = one(rule(Metric.PARTITIONS_AHEAD, **EVERYWHERE)).value
     assert ahead is not None
@@ -268,6 +269,7 @@ def test_a_name_that_somebody_took_hinders_no_default() -> None:
     assert AlertRule.objects.get(default_key="limbo").name == "Jobs in limbo (limbo)"
 
 
+@pytest.mark.usefixtures("two_weeks")
 def test_a_healthy_board_fires_nothing_and_costs_a_bounded_number_of_statements() -> None:
     defaults.ensure()
     worker(queues='["tier1", "tier2", "tier3"]')
@@ -286,6 +288,7 @@ def test_a_healthy_board_fires_nothing_and_costs_a_bounded_number_of_statements(
     assert len(many) <= len(few) + 2 <= 34, [query["sql"][:100] for query in many]
 
 
+@pytest.mark.usefixtures("two_weeks")
 def test_a_statement_that_fails_is_asked_once_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one rule cannot measure hinders no other, costs its time limit once, and is shown with the rule."""
     asked = []

@@ -6,14 +6,18 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.test import Client
 
 from jobsboard.api import keys
 from jobsboard.models import SCOPES
-from queues import backlog, contracts
-from queues.models import JobType
+from queues import backlog, broker, contracts, outside
+from queues.models import JobType, OutcomeRollup
+from tests.factories import sql
+
+_REALLY_ASK = outside.ask_and_wait
 
 
 @dataclass
@@ -50,6 +54,29 @@ def _fresh_caches() -> Iterator[None]:
         forget()
 
 
+@pytest.fixture(autouse=True)
+def _nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no worker that would ask the outside world before a replay: no test waits two seconds for none."""
+    monkeypatch.setattr(outside, "ask_and_wait", lambda ids, **_: {})
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[UUID]:
+    """Let a worker answer at once that the work was not done; returns what it was asked about."""
+    found: list[UUID] = []
+
+    def answer(hints: Any, *, task: str = broker.TASK) -> bool:
+        for _, ids in hints:
+            for job_id in outside.take(ids):
+                found.append(job_id)
+                outside.answer(job_id, outcome="none")
+        return True
+
+    monkeypatch.setattr(outside, "ask_and_wait", _REALLY_ASK)
+    monkeypatch.setattr(broker, "publish", answer)
+    return found
+
+
 @pytest.fixture
 def types(db: None) -> None:
     """Make three job types: a plain one, one with a schema, one that is disabled."""
@@ -77,6 +104,34 @@ def make_api(types: None) -> Callable[..., Api]:
 def api(make_api: Callable[..., Api]) -> Api:
     """Return a client whose key may do everything."""
     return make_api()
+
+
+def runs_went_well(*names: str, runs: int = 20) -> None:
+    """Let everybody's newest runs of these types have succeeded: what they depend on is known to be healthy."""
+    for name in names:
+        OutcomeRollup.objects.create(grain="minute", at=minute(), type=name, tier=1, runs=runs)
+
+
+def runs_fail(name: str, *, runs: int = 20) -> None:
+    """Let the newest runs of a type have failed."""
+    OutcomeRollup.objects.filter(type=name).delete()
+    OutcomeRollup.objects.create(grain="minute", at=minute(), type=name, tier=1, runs=runs, failed=runs)
+
+
+def never_began(api: Api, **overrides: Any) -> str:
+    """Return a dead letter that no attempt ever began of."""
+    job_id: str = api.accept(**overrides)["id"]
+    sql(
+        "UPDATE queues_job SET state = 'dead', reason = 'no_handler', settled_at = jobs_clock(), due_at = NULL,"
+        " resolution = 'open' WHERE id = %s",
+        job_id,
+    )
+    return job_id
+
+
+def minute() -> Any:
+    """Return the minute of the database's clock."""
+    return sql("SELECT date_trunc('minute', jobs_now())")[0][0]
 
 
 def problem(response: Any, status: int, code: str) -> dict[str, Any]:

@@ -1,18 +1,21 @@
-"""Listing dead letters and asking whether a replay is safe, over HTTP. Replay and cancel: test_jobs."""
+"""Dead letters over HTTP: the list, whether a replay is safe, ignoring. Replaying one: test_one_replay, test_jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.db import connection
 
 from jobsboard.api import dead_letters, listing
-from queues.models import Job, JobType
+from queues import contracts, lifecycle
+from queues.models import AuditEntry, Job, JobType
 from queues.states import JobState
-from tests.api.conftest import Api, problem
-from tests.factories import make_job, sql
+from tests.api.conftest import Api, never_began, problem, runs_fail, runs_went_well
+from tests.factories import claim, failed, fold_all, make_job, sql
 
 S = JobState
 NO_JOB = "00000000-0000-7000-8000-000000000000"
@@ -58,6 +61,7 @@ def test_an_item(api: Api) -> None:
     assert item == {
         **job,
         "fingerprint": "0123456789abcdef",
+        "failure_group": None,
         "resolution": "open",
         "resolved_at": None,
         "resolved_by": None,
@@ -71,7 +75,8 @@ def test_filters(api: Api) -> None:
     one = _dead(fingerprint="aa", reason="rejected")
     two = _dead("billing.strict", fingerprint="aa")
     gone = _dead(resolution="cancelled", raw_resolved_at="jobs_now()", resolved_by="jane")
-    api.post(f"/dead-letters/{two}/replay", {"reason": "x"})
+    verdict = problem(api.post(f"/dead-letters/{two}/replay", {"reason": "x"}), 409, "unsafe_replay")["fingerprint"]
+    assert api.post(f"/dead-letters/{two}/replay", {"reason": "x", "verdict": verdict}).status_code == 201
     three = _dead("billing.strict", fingerprint="bb")
     for query, ids in (
         ({}, [three, one]),
@@ -183,24 +188,27 @@ def test_the_list_is_read_from_the_index_of_dead_letters(api: Api) -> None:
     assert "Seq Scan" not in plan
 
 
-def test_preflight_of_a_job_that_never_began(api: Api) -> None:
-    """Everything is known: safe, once somebody gave it a key."""
-    job_id = api.accept(dedupe_key="k")["id"]
-    sql(
-        "UPDATE queues_job SET state = 'dead', reason = 'no_handler', settled_at = jobs_clock(), due_at = NULL,"
-        " resolution = 'open' WHERE id = %s",
-        job_id,
-    )
+def test_preflight_of_a_job_thatnever_began(api: Api) -> None:
+    """Everything is known: safe, once somebody gave it a key and other jobs of the type go well. Eight checks, each
+    with its evidence and its time."""
+    job_id = never_began(api, dedupe_key="k")
+    runs_went_well("billing.receipt")
     found = api.get(f"/dead-letters/{job_id}/preflight").json()
-    assert (found["id"], found["verdict"]) == (job_id, "safe")
+    assert set(found) == {"id", "verdict", "fingerprint", "final", "checks", "at"}
+    assert (found["id"], found["verdict"], found["final"]) == (job_id, "safe", False)
     assert [(one["name"], one["result"]) for one in found["checks"]] == [
         ("open", "pass"),
         ("already_done", "pass"),
         ("idempotency_key", "pass"),
         ("superseded", "pass"),
+        ("max_age", "pass"),
+        ("dependency", "pass"),
         ("contract", "pass"),
+        ("cause", "note"),
     ]
+    assert found["fingerprint"] == "1pppppppn"
     assert all(one["evidence"] and one["title"] and one["at"].endswith("Z") for one in found["checks"])
+    assert [one["name"] for one in found["checks"] if one["final"]] == ["open", "superseded"]
 
 
 def test_what_nobody_knows_is_never_green(api: Api) -> None:
@@ -210,12 +218,32 @@ def test_what_nobody_knows_is_never_green(api: Api) -> None:
     results = {one["name"]: one["result"] for one in found["checks"]}
     assert (found["verdict"], results["already_done"], results["idempotency_key"]) == ("unknown", "unknown", "unknown")
     JobType.objects.update(provider_key_ttl_seconds=86_400)
+    contracts.forget()
     results = {c["name"]: c["result"] for c in api.get(f"/dead-letters/{job_id}/preflight").json()["checks"]}
     assert results["idempotency_key"] == "pass"
 
 
+def test_preflight_asks_the_outside_world_unless_told_not_to(api: Api, asked: list[UUID]) -> None:
+    """The answer of a worker is the evidence, with its own time; a look that does not ask takes the last one."""
+    runs_went_well("billing.receipt")
+    JobType.objects.update(provider_key_ttl_seconds=86_400)
+    contracts.forget()
+    job_id = _dead(begun=1)
+    path = f"/dead-letters/{job_id}/preflight"
+    assert api.get(path, ask="false").json()["verdict"] == "unknown"
+    assert asked == []
+    found = api.get(path).json()
+    done = next(one for one in found["checks"] if one["name"] == "already_done")
+    assert (found["verdict"], done["result"], asked) == ("safe", "pass", [UUID(job_id)])
+    assert done["at"] < found["at"]
+    again = api.get(path, ask="false").json()
+    assert (again["fingerprint"], asked) == (found["fingerprint"], [UUID(job_id)])
+    for query in ({"ask": "no"}, {"ask": ""}, {"asks": "true"}, {"ask": ["true", "true"]}):
+        problem(api.get(path, **query), 422, "invalid_query")
+
+
 def test_what_speaks_against_a_replay(api: Api) -> None:
-    """Late evidence, a forgotten key, a newer holder, a disabled type, a replay before."""
+    """Late evidence, a forgotten key, a newer holder, a disabled type, a replay before, its age, what it depends on."""
 
     def failing(job_id: str) -> set[str]:
         found = api.get(f"/dead-letters/{job_id}/preflight").json()
@@ -233,7 +261,8 @@ def test_what_speaks_against_a_replay(api: Api) -> None:
     )
     assert failing(job_id) == {"already_done"}
     JobType.objects.update(provider_key_ttl_seconds=60)
-    old = _dead(begun=1, raw_accepted_at="jobs_now() - interval '61 s'")
+    contracts.forget()
+    old = _dead(begun=1, root=listing.first_id(datetime.now(UTC) - timedelta(seconds=61)))
     assert failing(old) == {"idempotency_key"}
     assert failing(_dead("mail.off")) == {"contract"}
     again = _dead()
@@ -242,6 +271,9 @@ def test_what_speaks_against_a_replay(api: Api) -> None:
     held = _dead(dedupe_key="k")
     api.accept(dedupe_key="k")
     assert failing(held) == {"superseded"}
+    assert failing(_dead(raw_expires_at="jobs_now() - interval '1 s'")) == {"max_age"}
+    runs_fail("billing.receipt")
+    assert failing(_dead()) == {"dependency"}
 
 
 def test_preflight_of_a_job_that_is_not_replayed(api: Api) -> None:
@@ -251,3 +283,32 @@ def test_preflight_of_a_job_that_is_not_replayed(api: Api) -> None:
     expired = make_job(S.EXPIRED, type="billing.receipt")
     assert api.get(f"/dead-letters/{expired.id}/preflight").status_code == 200
     assert Job.objects.filter(id=expired.id, state=S.EXPIRED).exists()
+
+
+def test_ignore(api: Api, make_api: Callable[..., Api]) -> None:
+    """It leaves the list, is found under its resolution, and ignoring it again is the same answer."""
+    job_id = _dead()
+    for _ in range(2):
+        answer = api.post(f"/dead-letters/{job_id}/ignore", {"reason": "known"})
+        assert (answer.status_code, answer.json()["state"]) == (200, "dead")
+    assert AuditEntry.objects.filter(action="dead_letter.ignored").count() == 1
+    assert _pages(api) == [[]]
+    assert _pages(api, resolution="ignored") == [[job_id]]
+    problem(api.post(f"/dead-letters/{job_id}/cancel", {"reason": "x"}), 409, "not_cancellable")
+    problem(
+        make_api(type_patterns=("mail.*",)).post(f"/dead-letters/{_dead()}/ignore", {"reason": "x"}), 404, "unknown_job"
+    )
+    problem(make_api(("dlq:read",)).post(f"/dead-letters/{_dead()}/ignore", {"reason": "x"}), 403, "missing_scope")
+
+
+def test_the_list_names_the_failure_group(api: Api) -> None:
+    """One statement for a page; its id opens the group."""
+    fold_all()
+    job_id = api.accept()["id"]
+    [run] = claim([UUID(job_id)])
+    lifecycle.settle([failed(run, reason="permanent_error", fingerprint="ab" * 8)])
+    fold_all()
+    item = api.get("/dead-letters").json()["items"][0]
+    group = api.get(f"/dead-letter-groups/{item['failure_group']}").json()
+    assert (item["id"], group["type"], group["open"]) == (job_id, "billing.receipt", 1)
+    assert group["fingerprint"] == item["fingerprint"]

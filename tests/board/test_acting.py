@@ -1,4 +1,4 @@
-"""Replay and cancel from the board: permission, CSRF, once however often, and the audit entry."""
+"""Cancelling and ignoring from the board, and what all deeds have in common: permission, CSRF, once, the audit."""
 
 from __future__ import annotations
 
@@ -8,34 +8,11 @@ from django.test import Client
 from queues import lifecycle
 from queues.models import AuditEntry, Job, JobType
 from tests.board.conftest import ClientOf
+from tests.board.verdicts import Worker, answering
 from tests.factories import accept, claim, fold_all, make_type, state_counts
 
 
-def test_a_replay_makes_one_child_however_often_it_is_sent(operator: Client, dead: Job) -> None:
-    url = f"/dlq/{dead.id}/replay/"
-    first = operator.post(url, {"reason": "relay is back"})
-    second = operator.post(url, {"reason": "relay is back"})
-    assert first.status_code == second.status_code == 303
-    assert first["Location"] == second["Location"]
-    child = Job.objects.get(replay_of=dead.id)
-    assert first["Location"] == f"/jobs/{child.id}/"
-    entry = AuditEntry.objects.get(action="job.replayed")
-    assert (entry.actor, entry.reason, entry.source) == ("operator", "relay is back", "ui")
-    page = operator.get(f"/dlq/{dead.id}/").text
-    assert "Replayed by operator" in page
-    assert f"/jobs/{child.id}/" in page
-
-
-def test_htmx_gets_the_page_as_it_is_now_and_a_toast(operator: Client, dead: Job) -> None:
-    response = operator.post(f"/dlq/{dead.id}/replay/", {"reason": "x"}, headers={"HX-Request": "true"})
-    assert response.status_code == 200
-    assert response.text.lstrip().startswith('<div class="stack" id="region"')
-    assert f'hx-get="/dlq/{dead.id}/"' in response.text
-    assert 'hx-target="#toasts"' in response.text
-    assert "Replayed 1 job." in response.text
-
-
-@pytest.mark.parametrize("verb", ["replay", "close", "cancel"])
+@pytest.mark.parametrize("verb", ["replay", "edit", "close", "ignore", "cancel"])
 def test_acting_needs_a_role_and_a_csrf_token(client_of: ClientOf, dead: Job, verb: str) -> None:
     url = f"/dlq/{dead.id}/{verb}/"
     assert client_of("viewer").post(url, {"reason": "x"}).status_code == 403
@@ -44,6 +21,11 @@ def test_acting_needs_a_role_and_a_csrf_token(client_of: ClientOf, dead: Job, ve
     dead.refresh_from_db()
     assert dead.resolution == "open"
     assert not AuditEntry.objects.filter(object_id=str(dead.id)).exists()
+
+
+@pytest.fixture(autouse=True)
+def _worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    return answering(monkeypatch)
 
 
 @pytest.mark.parametrize("reason", ["", "   ", "\x00", "x" * 1_001])
@@ -68,6 +50,18 @@ def test_a_dead_letter_is_cancelled_once(operator: Client, dead: Job) -> None:
     assert "No dead letters" in operator.get("/dlq/").text
 
 
+def test_a_dead_letter_is_ignored_once(operator: Client, dead: Job) -> None:
+    assert f'href="/dlq/{dead.id}/ignore/"' in operator.get(f"/dlq/{dead.id}/").text
+    for _ in range(2):
+        assert operator.post(f"/dlq/{dead.id}/ignore/", {"reason": "known"}).status_code == 303
+    dead.refresh_from_db()
+    assert (dead.state, dead.resolution, dead.resolved_by) == ("dead", "ignored", "operator")
+    entry = AuditEntry.objects.get(action="dead_letter.ignored")
+    assert (entry.actor, entry.reason, entry.source) == ("operator", "known", "ui")
+    assert operator.post(f"/dlq/{dead.id}/close/", {"reason": "x"}).status_code == 409
+    assert "Ignored by operator" in operator.get(f"/dlq/{dead.id}/").text
+
+
 def test_an_open_job_is_cancelled_and_a_running_one_asked(operator: Client) -> None:
     make_type("mail.send")
     waiting, running = accept(2, kind="mail.send")
@@ -88,6 +82,7 @@ def test_what_the_state_forbids_is_409(operator: Client, dead: Job) -> None:
     assert operator.post(f"/jobs/{open_job}/replay/", {"reason": "x"}).status_code == 409
     assert operator.post(f"/jobs/{dead.id}/cancel/", {"reason": "x"}).status_code == 409
     assert operator.post(f"/jobs/{open_job}/close/", {"reason": "x"}).status_code == 409
+    assert operator.post(f"/jobs/{open_job}/ignore/", {"reason": "x"}).status_code == 409
 
 
 def test_unknown_verbs_jobs_and_methods(operator: Client, dead: Job) -> None:

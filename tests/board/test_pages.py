@@ -14,9 +14,21 @@ from queues import contract_versions, lifecycle, workers
 from queues.accept import enqueue
 from queues.models import Job
 from tests.board.conftest import ClientOf
+from tests.board.verdicts import answering
 from tests.factories import accept, fold_all, make_type
 
-LISTS = ["/", "/types/", "/jobs/", "/dlq/", "/probes/", "/alerts/", "/webhooks/", "/audit/"]
+LISTS = [
+    "/",
+    "/types/",
+    "/jobs/",
+    "/dlq/",
+    "/dlq/?view=flat",
+    "/replays/",
+    "/probes/",
+    "/alerts/",
+    "/webhooks/",
+    "/audit/",
+]
 ROLES = ["viewer", "operator", "owner", "admin"]
 
 
@@ -37,7 +49,9 @@ def test_pages_render_with_data_for_each_role(client_of: ClientOf, busy: Job, ro
     for url in pages(busy):
         response = client.get(url)
         assert response.status_code == 200, url
-        assert "mail.send" in response.text or url in ("/probes/", "/alerts/", "/webhooks/", "/audit/"), url
+        assert "mail.send" in response.text or url in ("/replays/", "/probes/", "/alerts/", "/webhooks/", "/audit/"), (
+            url
+        )
 
 
 def test_a_person_without_a_role_sees_nothing(client_of: ClientOf, busy: Job) -> None:
@@ -57,14 +71,17 @@ def test_a_person_without_a_role_sees_nothing(client_of: ClientOf, busy: Job) ->
         ("/jobs/?key=mail-1", 6),
         ("/dlq/", 6),
         ("/dlq/?reason=permanent_error", 6),
+        ("/dlq/?view=flat", 6),
+        ("/dlq/?view=flat&reason=permanent_error", 6),
+        ("/replays/", 6),
         ("/audit/", 6),
         ("/probes/", 7),
         ("/alerts/", 9),
         ("/webhooks/", 8),
         ("/types/", 9),
         ("/types/mail.send/", 15),
-        ("/jobs/{id}/", 9),
-        ("/dlq/{id}/", 9),
+        ("/jobs/{id}/", 14),
+        ("/dlq/{id}/", 14),
     ],
 )
 def test_statements_of_a_page(viewer: Client, busy: Job, url: str, most: int) -> None:
@@ -174,9 +191,10 @@ def test_missing_objects_are_404(viewer: Client, busy: Job) -> None:
         assert viewer.get(url).status_code == 404, url
 
 
-def test_nothing_changes_on_get(operator: Client, dead: Job) -> None:
+def test_nothing_changes_on_get(operator: Client, dead: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Q-08."""
-    for verb in ("replay", "close", "cancel"):
+    answering(monkeypatch)
+    for verb in ("replay", "edit", "close", "ignore", "cancel"):
         for headers in ({}, {"HX-Request": "true"}):
             assert operator.get(f"/dlq/{dead.id}/{verb}/", headers=headers).status_code == 200
     dead.refresh_from_db()
@@ -214,8 +232,8 @@ def test_an_erased_payload_is_said(viewer: Client, busy: Job) -> None:
 
 
 def test_only_who_may_act_is_offered_to(client_of: ClientOf, dead: Job) -> None:
-    assert f"/dlq/{dead.id}/replay/" not in client_of("viewer").get(f"/dlq/{dead.id}/").text
-    assert f"/dlq/{dead.id}/replay/" in client_of("operator").get(f"/dlq/{dead.id}/").text
+    assert f"/dlq/{dead.id}/close/" not in client_of("viewer").get(f"/dlq/{dead.id}/").text
+    assert f"/dlq/{dead.id}/close/" in client_of("operator").get(f"/dlq/{dead.id}/").text
 
 
 def test_the_overview_says_when_nobody_works(viewer: Client, busy: Job) -> None:

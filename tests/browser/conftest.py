@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from pytest_django.live_server_helper import LiveServer
 
 from queues import broker
+from tests.board.verdicts import Worker, answering
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
@@ -52,7 +53,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def server(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """Let somebody answer when a page asks about a dead letter: there are no workers here, and it waits two seconds."""
+    return answering(monkeypatch)
+
+
+@pytest.fixture
+def server(transactional_db: None, monkeypatch: pytest.MonkeyPatch, worker: Worker) -> Iterator[str]:
     """Serve this test's database."""
     monkeypatch.setattr(broker, "ping", lambda: True)
     live = LiveServer("127.0.0.1")

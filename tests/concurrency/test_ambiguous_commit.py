@@ -18,9 +18,10 @@ from django.db import OperationalError, connection
 from pytest_django import DjangoDbBlocker
 from standardwebhooks import Webhook
 
+from dlq.models import PlanItem, ReplayPlan
 from jobsboard.api import keys
 from jobsboard.models import SCOPES
-from queues import broker, handlers, lifecycle
+from queues import broker, handlers, lifecycle, outside
 from queues.accept import enqueue
 from queues.callback_tokens import callback_token
 from queues.handlers import Confirmed, JobContext
@@ -61,6 +62,8 @@ def world(transactional_db: None) -> Iterator[World]:
     """Everything that stories are about. No broker."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(broker, "is_short", lambda queue: False)
+        # What is asked before a replay is written, and no worker is there to answer: nobody waits for it.
+        patch.setattr(outside, "ask_and_wait", lambda ids, **_: outside.ask(ids))
         patch.setenv("CALLBACK_SECRET", SECRET)
         keys.forget_cached()
         make_type(callback_secret_env="CALLBACK_SECRET", backoff="fixed", backoff_base_seconds=30.0)
@@ -175,6 +178,17 @@ def _replay(world: World, job_id: UUID) -> str:
     return _answer(response, "state")
 
 
+def _plan(world: World, job_id: UUID) -> str:
+    body = {"filter": {"type": TYPE}, "expected_count": 1, "reason": "again"}
+    response = world.api.post("/replays", body, **{"Idempotency-Key": "once"})
+    told = _answer(response)
+    return told + " replayed" if response.get("Idempotency-Replayed") == "true" else told
+
+
+def _ignore(world: World, job_id: UUID) -> str:
+    return _answer(world.api.post(f"/dead-letters/{job_id}/ignore", {"reason": "no"}), "state")
+
+
 def _close(world: World, job_id: UUID) -> str:
     return _answer(world.api.post(f"/dead-letters/{job_id}/cancel", {"reason": "no"}), "state")
 
@@ -267,6 +281,18 @@ def _is_replayed(world: World, job_id: UUID) -> bool:
     return _recorded(job_id, "job.replayed")
 
 
+def _is_planned(world: World, job_id: UUID) -> bool:
+    plans = list(ReplayPlan.objects.values_list("id", flat=True))
+    assert len(plans) <= 1
+    assert list(PlanItem.objects.values_list("plan_id", "job_id")) == [(plan_id, job_id) for plan_id in plans]
+    assert AuditEntry.objects.filter(object_id__in=[str(one) for one in plans]).count() == len(plans)
+    return bool(plans)
+
+
+def _is_ignored(world: World, job_id: UUID) -> bool:
+    return get(job_id).resolution == "ignored" and _recorded(job_id, "dead_letter.ignored")
+
+
 def _is_closed(world: World, job_id: UUID) -> bool:
     return get(job_id).resolution == "cancelled" and _recorded(job_id, "dead_letter.cancelled")
 
@@ -335,10 +361,12 @@ STORIES: Final = {
     "confirm-by-provider": Story(before=_awaiting, call=_provider, done=_is_confirmed, **_TWICE),
     "replay": Story(before=_dead, call=_replay, told="201 accepted", again="409 already_replayed", done=_is_replayed),
     "cancel-dead-letter": Story(before=_dead, call=_close, done=_is_closed, **_same("200 dead")),
+    "ignore-dead-letter": Story(before=_dead, call=_ignore, done=_is_ignored, **_same("200 dead")),
+    "plan": Story(before=_dead, call=_plan, told="202", again="200 replayed", done=_is_planned),
 }
 TABLES: Final = (
     "queues_job", "queues_dedupekey", "queues_callback", "queues_jobreference", "queues_outcomedelta",
-    "queues_statecount",
+    "queues_statecount", "queues_outcomerollup", "queues_outsideanswer", "dlq_planitem", "dlq_replayplan",
 )  # fmt: skip
 
 

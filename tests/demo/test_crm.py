@@ -25,7 +25,7 @@ from jobsboard.demo.crm_moods import FATES, MOODS, Mood
 from jobsboard.demo.crm_server import Server
 from jobsboard.demo.journal import Journal, Line, read
 from queues import http_target
-from queues.handlers import AwaitingConfirmation, RetryLater
+from queues.handlers import AwaitingConfirmation, Confirmed, RetryLater
 from queues.outbound import OutboundError
 from tests.demo.conftest import MakeContext
 
@@ -250,6 +250,38 @@ def test_in_a_storm_it_is_busy_and_loses_answers(crm: Crm, feel: Callable[[Mood]
     assert len(events("effect")) == len(events("planned")) == 1
 
 
+def question(key: str = KEY, *, secret: str = SECRET) -> tuple[dict[str, str], str]:
+    """Return what Jobsboard asks with: the path and query are what is signed."""
+    target = f"/contacts?idempotency_key={key}"
+    return request(key, secret=secret, body=target)[0], target
+
+
+def test_it_can_be_asked_whether_it_has_a_contact(crm: Crm, feel: Callable[[Mood], None]) -> None:
+    assert crm.look_up(*question()) == (200, {"outcome": "unknown"})
+    _, said = crm.receive(*request())
+    assert crm.look_up(*question()) == (200, {"outcome": "confirmed", "ref": said["ref"]})
+    feel(mood("rejected"))
+    crm.receive(*request("jb_other"))
+    assert crm.look_up(*question("jb_other")) == (200, {"outcome": "rejected", "detail": crm_moods.BLOCKED})
+    feel(mood("retryable"))
+    crm.receive(*request("jb_again"))
+    assert crm.look_up(*question("jb_again")) == (200, {"outcome": "unknown"}), "nothing was done"
+    assert [(line["key"], line["outcome"]) for line in events("told")] == [
+        (KEY, "confirmed"), ("jb_other", "rejected"),
+    ]  # fmt: skip
+
+
+def test_who_asks_must_sign_and_a_busy_crm_says_nothing(crm: Crm, feel: Callable[[Mood], None]) -> None:
+    for headers, target in (question(secret=CALLBACK_SECRET), (question()[0], "/contacts?idempotency_key=jb_other")):
+        with pytest.raises(Refused) as refused:
+            crm.look_up(headers, target)
+        assert refused.value.status == 401
+    feel(mood(search_fails=1.0))
+    with pytest.raises(Refused) as refused:
+        crm.look_up(*question())
+    assert refused.value.status == 503
+
+
 def test_moods_are_chances() -> None:
     for kind in MOODS.values():
         assert sum(kind.fates.values()) < 1.0
@@ -279,7 +311,7 @@ class Target:
     target_secret = None
 
     def __init__(self, url: str) -> None:
-        self.target_url = url
+        self.target_url = self.check_url = url
 
 
 @override_settings(OUTBOUND_ALLOWED_CIDRS=["127.0.0.1/32"])
@@ -294,6 +326,7 @@ def test_our_own_handler_speaks_to_it(
     assert found == AwaitingConfirmation(effect["ref"])
     assert effect["key"] == job.idempotency_key
     assert "/api/v1/callbacks/" in events("planned")[0]["url"]
+    assert http_target.ask(job, Target(served)) == Confirmed(effect["ref"])
     feel(mood(busy=1.0))
     with pytest.raises(RetryLater):
         http_target.deliver(job, Target(served))

@@ -118,4 +118,4 @@ def test_a_confirmation_that_the_crm_never_gave_is_found(sync: Sync) -> None:
     """The comparison can fail."""
     sync("prompt", signed=False)
     place.crm_log().write_text("")
-    assert disagreements() == ["contacts confirmed: the CRM called back so, with this reference"]
+    assert disagreements() == ["contacts confirmed: the CRM said so, with this reference"]

@@ -84,10 +84,34 @@ def test_a_second_mail_must_have_been_announced() -> None:
     assert wrong(world, job(ref="Q2", begun=2)) == []
     assert wrong(world, job(ref="Q2", begun=1)) == ["welcome mails taken twice: the job says maybe duplicate"]
     replayed = [job(state="dead"), job(ref="Q2", replay=True)]
-    assert wrong(world, *replayed) == []
+    assert wrong(world, *replayed) == [REPLAYED], "it was announced, and it is one effect too many"
 
 
-CONFIRMED = "contacts confirmed: the CRM called back so, with this reference"
+REPLAYED = "business keys that were replayed: one effect each"
+
+
+def test_a_replay_adds_no_effect() -> None:
+    """One for each business key, whichever job of the lineage had it, and one job that is confirmed."""
+    dead, again = job(state="dead"), job(ref="Q1", replay=True)
+    world = World(mails=[mailed("Q1")])
+    assert wrong(world, dead, again) == []
+    assert (rows(world, dead, again)[REPLAYED].outside, rows(world, dead, again)[REPLAYED].board) == (1, 1)
+    assert REPLAYED in wrong(World(), dead, again), "confirmed, and nothing was done"
+    assert wrong(world, dead, again, replace(again, id="third")) == [REPLAYED], "confirmed twice"
+    assert wrong(World(), dead, replace(again, state="retrying")) == []
+    assert rows(World(), dead, replace(again, state="retrying"))[REPLAYED].open == 1
+    assert "not confirmed, dead" in excuses(World(), dead, replace(again, state="dead"))
+    contacts = [job(CRM, "dead", reason="attempts_exhausted"), job(CRM, ref="crm-1", replay=True)]
+    told = [*said("confirmed"), line("effect", ref="crm-1")]
+    assert wrong(World(crm=told), *contacts) == []
+    assert REPLAYED in wrong(World(crm=[*told, line("effect", ref="crm-2")]), *contacts)
+    invoices = [job(BILLING, "dead"), job(BILLING, ref="BK-1", replay=True)]
+    booked = [Entry(key=KEY, ref="BK-1", refused="", at=101.0)]
+    assert wrong(World(handoffs=[(KEY, 100.0)], entries=booked), *invoices) == []
+    assert REPLAYED in wrong(World(handoffs=[(KEY, 100.0)], entries=booked * 2), *invoices)
+
+
+CONFIRMED = "contacts confirmed: the CRM said so, with this reference"
 
 
 def test_a_contact_is_confirmed_by_what_the_crm_said() -> None:
@@ -95,6 +119,10 @@ def test_a_contact_is_confirmed_by_what_the_crm_said() -> None:
     assert wrong(world, job(CRM, ref="crm-1")) == []
     assert wrong(world, job(CRM, ref="crm-2")) == [CONFIRMED]
     assert wrong(World(crm=[line("effect", ref="crm-1")]), job(CRM, ref="crm-1")) == [CONFIRMED]
+    # Jobsboard asked, and the CRM said that it has it.
+    told = World(crm=[line("effect", ref="crm-1"), line("told", ref="crm-1", outcome="confirmed")])
+    assert wrong(told, job(CRM, ref="crm-1", kind="check")) == []
+    assert wrong(told, job(CRM, ref="crm-2", kind="check")) == [CONFIRMED]
     # It may be on its way: the CRM has no answer yet, and Jobsboard has it already.
     assert wrong(World(crm=said("confirmed", delivered=False)), job(CRM, ref="crm-1")) == []
 

@@ -57,4 +57,4 @@ def test_a_job_of_it_says_the_same(viewer: Client, late: None) -> None:
     job = Job.objects.filter(state="retrying").order_by("id")[0]
     rows = rows_of(viewer.get(f"/jobs/{job.id}/").text)
     assert rows[0].startswith("mail-provider fails: ")
-    assert re.match(r"\d of 10 attempts failed, ", rows[1])
+    assert re.match(r"\d of 4 attempts failed, ", rows[1])

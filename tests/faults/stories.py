@@ -17,6 +17,10 @@ from uuid import UUID
 from django.db import connection
 from django.test import Client
 
+from dlq.plans import advance
+from dlq.plans.create import PlanRequest, create
+from dlq.plans.selection import Selection
+from dlq.replaying import Who
 from jobsboard.alerts import engine
 from queues import actions, confirmation, lifecycle, probes
 from queues.accept import enqueue
@@ -32,6 +36,10 @@ from queues.scheduler.stage import Stage
 PLAIN, ATOMIC, STEPS, HTTP, CALLBACK, CHECKED = (
     f"fault.{name}" for name in ("plain", "atomic", "steps", "http", "callback", "checked")
 )
+PLAN_POINTS: Final = (
+    "plan.frozen", "plan.locked", "replay_many.before", "replay_many.after", "plan.stepped", "plan.committed",
+)  # fmt: skip
+"""Struck in test_plans."""
 EFFECTS: Final = "FAULT_EFFECTS"
 """The variable that names the file of effects."""
 WHO: Final[dict[str, Any]] = {"actor": "ann", "reason": "test", "source": "board"}
@@ -201,10 +209,26 @@ def prune_all() -> None:
         pass
 
 
+def make_plan() -> str:
+    """Ask for a plan of all dead letters, under a key."""
+    request = PlanRequest(
+        action="replay", selection=Selection(type=PLAIN), types=[PLAIN], expected_count=3, idempotency_key="the-plan",
+        who=Who(actor="ann", reason="test", source="api"),
+    )  # fmt: skip
+    return str(create(request)[0].id)
+
+
+def advance_plan(plan_id: UUID) -> None:
+    """Do one round of the service, a second after the last one."""
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE dlq_replayplan SET paced_at = paced_at - interval '1 second'")
+    advance.advance(plan_id)
+
+
 STORIES: Final[dict[str, Callable[..., Any]]] = {
     one.__name__: one
     for one in (
         accept, accept_by_api, run, ask, beat, cancel, replay, confirm, token, provider, sweep, probe, alerts, fold,
-        stage, prune_all,
+        stage, prune_all, make_plan, advance_plan,
     )
 }  # fmt: skip

@@ -32,7 +32,7 @@ from queues.states import JobState
 from tests.factories import accept, fold_all, get, lose_lease, make_job, make_type, set_columns, sql
 from tests.faults.child import Action, Told, tell
 from tests.faults.history import judge
-from tests.faults.stories import ATOMIC, CALLBACK, CHECKED, EFFECTS, HTTP, PLAIN, STEPS, STORIES
+from tests.faults.stories import ATOMIC, CALLBACK, CHECKED, EFFECTS, HTTP, PLAIN, PLAN_POINTS, STEPS, STORIES
 from tests.old_days import days_ago, ids_of, make_old_job, make_partition
 
 pytestmark = [pytest.mark.concurrency, pytest.mark.usefixtures("stage_set")]
@@ -335,10 +335,13 @@ def test_every_point_is_struck() -> None:
         "alerts.read",
         "alerts.applied",
     }
+    struck |= set(PLAN_POINTS)
     struck |= {f"prune_{name}.{moment}" for name in ("day", "swap") for moment in ("before", "after")}
     assert struck == POINTS
     root = Path(faults.__file__).parent
-    text = "".join(path.read_text() for app in (root, root.with_name("jobsboard")) for path in app.rglob("*.py"))
+    text = "".join(
+        path.read_text() for app in (root, *map(root.with_name, ("dlq", "jobsboard"))) for path in app.rglob("*.py")
+    )
     named = set(re.findall(r'fault(?:\(|, )"([a-z_.]+)"', text))
     stated = set(re.findall(r'transition\(\s*"([a-z_]+)"', text))
     assert named | {f"{name}.{moment}" for name in stated for moment in ("before", "after")} == POINTS

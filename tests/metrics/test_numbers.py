@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 from django.test import Client
 
+from dlq import groups, triage, watch
+from dlq.plans import people
+from dlq.plans.create import PlanRequest, create
+from dlq.plans.selection import Selection
+from dlq.replaying import Who
 from jobsboard.metrics import families, probes
-from queues import histogram, lifecycle
+from queues import actions, histogram, lifecycle
 from queues.models import Tier
 from queues.states import DEAD_REASONS, JobState
+from tests.dlq.deaths import die
 from tests.factories import accept, claim, confirmed, failed, fold_all, make_job, make_type, set_columns, sql
 from tests.metrics.page import BEARER, report, scrape, value
 
@@ -175,6 +181,47 @@ def test_limbo_counts_what_nobody_acted_on(monkeypatch: pytest.MonkeyPatch) -> N
     }  # fmt: skip
     monkeypatch.setattr(probes, "LIMBO_AT_MOST", 2)
     assert value(scrape(), "limbo_jobs", passed="lease") == 2
+
+
+@pytest.mark.django_db
+def test_failures_and_plans_by_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every state is there from the start; what has no dead letter left, and a plan that is over, count nowhere."""
+    make_type()
+    page = scrape()
+    assert {state: value(page, "failure_groups", state=state) for state in watch.STATES} == dict.fromkeys(
+        ("open", "replaying", "resolved", "ignored"), 0
+    )
+    assert {state: value(page, "replay_plans", state=state) for state in watch.PLAN_STATES} == dict.fromkeys(
+        ("running", "paused", "stopped", "following"), 0
+    )
+    ann = Who(actor="ann", reason="known", source="ui")
+    (first,) = die(1)
+    die(1, fingerprint="e" * 16)
+    fold_all()
+    assert value(scrape(), "failure_groups", state="open") == 2
+    triage.run_once()
+    groups.ignore(sql("SELECT id FROM queues_failurecount WHERE fingerprint LIKE 'e%%'")[0][0], until=None, who=ann)
+    made, _ = create(PlanRequest(action="replay", selection=Selection(ids=(first,)), types=["test.job"], who=ann))
+    page = scrape()
+    assert {state: value(page, "failure_groups", state=state) for state in watch.STATES} == {
+        "open": 0, "replaying": 1, "resolved": 0, "ignored": 1,
+    }  # fmt: skip
+    assert value(page, "replay_plans", state="running") == 1
+    people.abort(made.id, who=ann)
+    page = scrape()
+    assert sum(value(page, "replay_plans", state=state) or 0 for state in watch.PLAN_STATES) == 0
+    assert value(page, "replay_plans", state="aborted") is None
+    assert value(page, "failure_groups", state="open") == 1
+    monkeypatch.setattr(watch, "COUNT_AT_MOST", 1)
+    page = scrape()
+    assert sum(value(page, "failure_groups", state=state) or 0 for state in watch.STATES) == 1
+    monkeypatch.undo()
+    actions.ignore_dead_letter(first, actor="ann", reason="known", source="ui")
+    fold_all()
+    page = scrape()
+    assert {state: value(page, "failure_groups", state=state) for state in watch.STATES} == {
+        "open": 0, "replaying": 0, "resolved": 0, "ignored": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.django_db

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
-from typing import Any
-from uuid import UUID
 
 import pytest
 from django.db import connection
@@ -13,11 +10,10 @@ from django.test.utils import CaptureQueriesContext
 
 from queues import lifecycle, outcomes, workers
 from queues.contract_switches import set_switch
-from queues.lifecycle import End, Verdict
-from queues.models import Job, WorkerProcess
-from queues.outcomes import Span, causes
-from queues.outcomes.causes import Cause, Why, change_of, explain_job, explain_type, facts, words
-from queues.outcomes.causes.checks import judge
+from queues.lifecycle import Verdict
+from queues.models import WorkerProcess
+from queues.outcomes import Span
+from queues.outcomes.causes import explain_job, explain_type, facts, words
 from queues.states import JobState, Reason
 from tests.factories import (
     accept,
@@ -31,54 +27,7 @@ from tests.factories import (
     set_columns,
     sql,
 )
-
-CAUSE, UNKNOWN, NOT = causes.Verdict.CAUSE, causes.Verdict.UNKNOWN, causes.Verdict.NOT_A_CAUSE
-NAME = "mail.send"
-
-
-def machines(*queues: str, slots: int = 4, busy: int = 1) -> None:
-    """Let a scheduler and a worker of these queues report."""
-    workers.report("s/1", kind="scheduler", hostname="s", pid=1)
-    if queues:
-        workers.report("w/1", kind="worker", hostname="w", pid=2, queues=queues, slots=slots, busy=busy)
-
-
-def overdue(*ids: UUID, seconds: int = 600) -> None:
-    """Let jobs be ready for longer than their window."""
-    for job_id in ids:
-        set_columns(job_id, raw_ready_at=f"jobs_now() - interval '{seconds} s'")
-
-
-def settle(ids: list[UUID], verdict: Verdict, **values: Any) -> None:
-    """Run jobs to an end."""
-    if verdict == Verdict.FAILED:
-        failure = {"error_class": "MailDeferred", "message": "SMTP 451 greylisted", "traceback": ""}
-        values = {"failure": failure, "retry_in": 300.0, **values}
-    lifecycle.settle([End(id=run.id, fence=run.fence, verdict=verdict, **values) for run in claim(ids)])
-
-
-def of_job(job_id: UUID, *, broker: bool = True, **contract: Any) -> Why:
-    fold_all()
-    return explain_job(Job.objects.get(id=job_id), board=outcomes.board(), broker=broker, **contract)
-
-
-def of_type(name: str = NAME, *, span: str = "15m", broker: bool = True, **given: Any) -> Why:
-    fold_all()
-    board = outcomes.board()
-    found = explain_type(
-        name, board=board, span=Span.of(span, now=board.now, folded_at=board.folded_at), broker=broker, **given
-    )
-    assert found is not None
-    return found
-
-
-def codes(why: Why, verdict: causes.Verdict = CAUSE) -> list[str]:
-    return [one.code for one in why.causes if one.verdict == verdict]
-
-
-def one(why: Why, code: str) -> Cause:
-    (found,) = [cause for cause in why.causes if cause.code == code]
-    return found
+from tests.queues.late import CAUSE, NAME, NOT, UNKNOWN, codes, machines, of_job, of_type, one, overdue, settle
 
 
 @pytest.mark.django_db
@@ -269,203 +218,6 @@ def test_a_broker_that_does_not_answer_comes_before_the_backlog() -> None:
     assert codes(of_type(broker=False)) == ["broker_unreachable"]
 
 
-@pytest.mark.parametrize(
-    ("runs", "failed", "retries_explain", "expected"),
-    [
-        (0, 0, False, UNKNOWN),
-        (4, 0, True, UNKNOWN),
-        (1, 1, True, UNKNOWN),
-        (3, 2, False, CAUSE),
-        (4, 1, True, UNKNOWN),
-        (5, 0, True, NOT),
-        (100, 19, False, NOT),
-        (100, 20, False, CAUSE),
-        (100, 6, True, CAUSE),
-        (100, 4, True, NOT),
-    ],
-)
-def test_a_provider_is_judged_by_enough_runs(
-    runs: int, failed: int, retries_explain: bool, expected: causes.Verdict
-) -> None:
-    assert judge(facts.Recent(runs=runs, failed=failed), retries_explain=retries_explain) == expected
-
-
-@pytest.mark.parametrize(
-    ("minutes", "failing", "well"),
-    [
-        ([(9, 10, 0), (2, 10, 0), (1, 10, 9), (0, 2, 2)], 1, None),
-        ([(9, 10, 9), (2, 10, 9), (0, 2, 2)], None, None),
-        ([(5, 10, 9), (4, 10, 9), (1, 18, 0), (0, 12, 1)], None, 1),
-        ([(5, 10, 9), (4, 10, 9), (1, 18, 2), (0, 12, 1)], None, None),
-        ([(5, 10, 9), (0, 20, 0)], None, None),
-        ([(5, 10, 9), (0, 4, 0)], None, None),
-        ([(5, 10, 0), (0, 4, 0)], None, None),
-        ([], None, None),
-    ],
-)
-def test_since_when_a_provider_fails_or_is_well(
-    minutes: list[tuple[int, int, int]], failing: int | None, well: int | None
-) -> None:
-    now = 1_800_000_000
-    rows = [(NAME, now - 60 * ago, runs, 0, failed, 0) for ago, runs, failed in minutes]
-    found = facts.recent_of(rows)
-    at = [None if ago is None else dt.datetime.fromtimestamp(now - 60 * ago, dt.UTC) for ago in (failing, well)]
-    assert [found.failing_since, found.well_since] == at
-
-
-@pytest.mark.django_db
-def test_a_provider_that_has_just_recovered_is_said_to_be_well() -> None:
-    make_type(NAME, dependency="smtp")
-    machines("tier2")
-    ids = accept(8, kind=NAME)
-    settle(ids, Verdict.FAILED)
-    overdue(*ids)
-    fold_all()
-    for minutes in (3, 1):
-        fold_all()
-        sql(f"UPDATE queues_outcomerollup SET at = at - interval '{minutes} min' WHERE grain = 'minute'")
-        lifecycle.settle([confirmed(run) for run in claim(accept(3, kind=NAME))])
-    first = of_type().causes[0]
-    assert (first.code, first.verdict) == ("provider_failing", CAUSE)
-    assert re.fullmatch(r"smtp failed 57.1% of 14 runs in 10 min; it is well since [\d:]{8} UTC", first.sentence)
-
-
-@pytest.mark.django_db
-def test_who_is_on_time_has_no_cause() -> None:
-    """Failures and changes of a type that keeps its promise explain nothing."""
-    make_type(NAME, dependency="smtp")
-    machines("tier2")
-    settle(accept(20, kind=NAME), Verdict.FAILED)
-    accept(3, kind=NAME)
-    board = outcomes.board()
-    span = Span.of("15m", now=board.now)
-    good = [outcomes.Counts(due=10, kept=10, runs=10, failed=9) for _ in span.slots]
-    late = of_type(series=good)
-    assert (late.state, late.causes) == ("on_time", [])
-    assert late.sentence == "Nothing is late: the promise is kept (100%) and no open job is past its window."
-    # What stops its jobs is said all the same: they will be late.
-    set_switch(NAME, actor="jane", reason="", paused=True)
-    assert codes(of_type(series=good)) == ["paused"]
-
-
-@pytest.mark.django_db
-def test_a_pause_that_holds_next_to_nothing_is_no_first_cause() -> None:
-    make_type(NAME, success="callback")
-    machines("tier2")
-    ids = accept(12, kind=NAME)
-    settle(ids, Verdict.AWAITING, confirm_in=900.0, act_in=900.0)
-    overdue(*ids)
-    set_switch(NAME, actor="jane", reason="", paused=True)
-    assert codes(of_type()) == ["awaiting_confirmation"]
-    (waiting,) = accept(1, kind=NAME)
-    overdue(waiting)
-    assert codes(of_type()) == ["awaiting_confirmation", "paused"]
-
-
-@pytest.mark.django_db
-def test_a_disabled_type_refuses_new_jobs_and_that_makes_none_late() -> None:
-    make_type(NAME)
-    machines("tier2")
-    overdue(*accept(1, kind=NAME))
-    set_switch(NAME, actor="jane", reason="moved", enabled=False)
-    found = one(of_type(), "disabled")
-    assert found.verdict == NOT
-    assert "By jane" in found.detail
-
-
-def falling(span: Span, *, runs: int = 10, failed: int = 0) -> list[outcomes.Counts]:
-    """Return a series that keeps its promise until five slots before its end."""
-    n = len(span.slots)
-    bad = outcomes.Counts(due=10, kept=2, runs=runs, failed=failed)
-    return [outcomes.Counts(due=10, kept=10, runs=runs)] * (n - 5) + [bad] * 5
-
-
-@pytest.mark.django_db
-@pytest.mark.parametrize(
-    ("rows", "verdict"),
-    [
-        ([("max_attempts", "6", "10")], UNKNOWN),
-        ([("window_seconds", "300", "60")], CAUSE),
-        ([("target_ratio", "empty", "0.99"), ("window_seconds", 60, 300)], UNKNOWN),
-        ([("target_ratio", 0.9, 0.99)], CAUSE),
-    ],
-)
-def test_a_version_shortly_before_is_a_cause_only_if_it_promises_more(
-    rows: list[tuple[str, Any, Any]], verdict: causes.Verdict
-) -> None:
-    make_type(NAME)
-    machines("tier2")
-    now = outcomes.board().now
-    span = Span.of("6h", now=now)
-    since = span.slots[-5]
-    versions = [
-        change_of(version=8, at=since - dt.timedelta(minutes=3), actor="mira", rows=rows),
-        change_of(version=7, at=since - dt.timedelta(hours=2), actor="tomas", rows=[("window_seconds", 300, 60)]),
-    ]
-    late = of_type(span="6h", series=falling(span), changes=versions)
-    found = one(late, "contract_changed")
-    assert found.verdict == verdict
-    assert (found.evidence["version"], found.evidence["versions"]) == (8, [8])
-    assert late.state == "late"
-    assert one(of_type(span="6h", series=falling(span), changes=versions[1:]), "contract_changed").verdict == NOT
-
-
-@pytest.mark.django_db
-def test_a_provider_that_is_well_again_explains_what_was_late() -> None:
-    make_type(NAME, dependency="smtp")
-    machines("tier2")
-    lifecycle.settle([confirmed(run) for run in claim(accept(20, kind=NAME))])
-    # Inside their window: they hold nothing up.
-    accept(5, kind=NAME)
-    span = Span.of("6h", now=outcomes.board().now)
-    stages = [
-        outcomes.Stage(name=name, n=9, seconds=9.0, share=share, p95=1.0)
-        for name, share in (("waiting", 0.02), ("running", 0.05), ("retrying", 0.93), ("awaiting", 0.0))
-    ]
-    late = of_type(span="6h", series=falling(span, failed=5), stages=stages, changes=[])
-    assert codes(late)[:2] == ["provider_failing", "retrying"]
-    assert late.causes[0].sentence.startswith("smtp failed 50% of 50 runs since ")
-    assert late.causes[0].sentence.endswith("; it is well now")
-    assert one(late, "backlog").verdict == NOT
-
-
-@pytest.mark.django_db
-def test_runs_that_take_the_time_or_lose_their_worker() -> None:
-    make_type(NAME)
-    machines("tier2")
-    span = Span.of("6h", now=outcomes.board().now)
-    stages = [outcomes.Stage(name="running", n=9, seconds=90.0, share=0.8, p95=70.0)]
-    late = of_type(span="6h", series=falling(span), stages=stages, changes=[])
-    assert codes(late) == ["slow_runs"]
-    assert late.causes[0].evidence["p95_seconds"] == 70.0
-    runs = claim(accept(4, kind=NAME))
-    lose_lease(*(run.id for run in runs))
-    lifecycle.rescue([run.id for run in runs])
-    found = one(of_type(span="6h", series=falling(span), stages=[], changes=[]), "runs_lost")
-    assert (found.verdict, found.evidence["lost"]) == (CAUSE, 4)
-    # A worker that dies says nothing about the provider.
-    assert one(of_type(span="6h", series=falling(span)), "provider_failing").verdict != CAUSE
-
-
-@pytest.mark.django_db
-def test_a_range_of_the_past_is_explained_by_its_own_numbers() -> None:
-    """How things stand now, a pause and jobs that wait, explains nothing of yesterday."""
-    make_type(NAME, dependency="smtp")
-    machines()
-    overdue(*accept(3, kind=NAME))
-    set_switch(NAME, actor="jane", reason="", paused=True)
-    fold_all()
-    board = outcomes.board()
-    span = Span.between(board.now - dt.timedelta(hours=9), board.now - dt.timedelta(hours=3), now=board.now)
-    late = explain_type(
-        NAME, board=board, span=span, broker=False, series=falling(span, failed=5), stages=[], changes=[]
-    )
-    assert late is not None
-    assert codes(late) == ["provider_failing"]
-    assert {cause.code for cause in late.causes} == {"provider_failing", "backlog", "retrying", "contract_changed"}
-    assert "of that time are not judged" in late.sentence
-
-
 @pytest.mark.django_db
 def test_a_running_job() -> None:
     make_type(NAME)
@@ -539,75 +291,6 @@ def test_a_job_of_a_type_that_is_gone() -> None:
     sql("DELETE FROM queues_jobtype")
     found = of_job(job_id)
     assert found.causes
-
-
-@pytest.mark.django_db
-def test_counts_are_bounded_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "LOOK_AT_MOST", 5)
-    monkeypatch.setattr(causes.of_type, "LOOK_AT_MOST", 5)
-    monkeypatch.setattr(causes.of_job, "LOOK_AT_MOST", 5)
-    make_type(NAME)
-    machines("tier2")
-    ids = accept(12, kind=NAME)
-    overdue(*ids)
-    assert of_job(ids[-1]).sentence == "5 or more jobs of this type are ahead of it."
-    found = of_type().causes[0]
-    assert found.sentence == "5 or more jobs wait for a worker"
-    assert found.evidence["waiting"] == 5
-    assert found.evidence["drained_in_seconds"] is None
-
-
-@pytest.mark.django_db
-def test_an_explanation_is_three_statements_on_indexes() -> None:
-    """The same cost whatever the number of jobs: with sequential scans forbidden none is left in a plan."""
-    make_type(NAME)
-    machines("tier2")
-    ids = accept(50, kind=NAME)
-    settle(accept(50, kind=NAME), Verdict.FAILED)
-    overdue(*ids[:20])
-    fold_all()
-    sql("ANALYZE queues_job")
-    sql("SET LOCAL enable_seqscan = off")
-    board, job = outcomes.board(), Job.objects.get(id=ids[30])
-    span = Span.of("6h", now=board.now)
-    with CaptureQueriesContext(connection) as captured:
-        explain_type(NAME, board=board, span=span, broker=True, series=falling(span), stages=[], changes=[])
-    assert len(captured) == 3
-    with CaptureQueriesContext(connection) as asked:
-        explain_job(job, board=board, broker=True)
-    assert len(asked) == 3
-    for query in [*captured, *asked]:
-        if "queues_job " in query["sql"]:
-            switched_off, asked_for, _ = query["sql"].split("; ")
-            assert switched_off == "SET LOCAL enable_sort = off"
-            plan = "\n".join(row[0] for row in sql(f"EXPLAIN {asked_for}"))
-            assert not re.search(r"Seq Scan on queues_job_\d", plan), plan
-            assert re.search(r"Index.* Scan.*queues_job_\d", plan), plan
-
-
-@pytest.mark.django_db
-def test_a_burst_that_no_statistics_know_is_not_read_whole() -> None:
-    """The planner believes that there is one job; the parts that count up to a bound must still end there."""
-    make_type(NAME)
-    machines("tier2")
-    job = make_job(type=NAME)
-    sql("ANALYZE queues_job")
-    sql("ALTER TABLE queues_job DISABLE TRIGGER USER")
-    columns = ", ".join(f'"{f.column}"' for f in Job._meta.concrete_fields if f.name not in ("id", "root", "failures"))
-    sql(
-        f"INSERT INTO queues_job (id, root, {columns}) SELECT id, id, {columns} FROM ("
-        f"SELECT jobs_uuid7() AS id, {columns} FROM queues_job CROSS JOIN generate_series(1, 20000)) AS t"
-    )
-    sql("ALTER TABLE queues_job ENABLE TRIGGER USER")
-    for ask in (lambda: facts.open_jobs(NAME, tiers=[2]), lambda: facts.ahead_of(job)):
-        with CaptureQueriesContext(connection) as captured:
-            ask()
-        sql("SET LOCAL enable_sort = off")
-        plan = "\n".join(row[0] for row in sql(f"EXPLAIN (ANALYZE, TIMING OFF) {captured[0]['sql'].split('; ')[1]}"))
-        sql("SET LOCAL enable_sort = on")
-        read = [float(n) for n in re.findall(r"Scan .*?actual rows=([0-9.]+)", plan)]
-        removed = [int(n) for n in re.findall(r"Rows Removed by Filter: ([0-9]+)", plan)]
-        assert max([*read, *removed]) <= facts.LOOK_AT_MOST + 1, plan
 
 
 @pytest.mark.parametrize(

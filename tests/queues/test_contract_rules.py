@@ -316,7 +316,6 @@ def test_fields_whose_engine_is_not_built() -> None:
         "ordered_on_failure",
         "overlap",
         "overlap_seconds",
-        "provider_key_ttl_seconds",
         "rate_burst",
         "rate_per_second",
     ]

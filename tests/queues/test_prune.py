@@ -281,6 +281,7 @@ def test_a_day_without_a_partition_has_nothing() -> None:
 # How they go
 
 
+@pytest.mark.usefixtures("two_weeks")
 def test_an_empty_day_is_dropped(day: dt.date) -> None:
     """Ids are made by the clock of now, so nothing ever comes into it again."""
     run_round()

@@ -203,6 +203,7 @@ def test_nothing_refers_to_jobs_by_a_foreign_key() -> None:
     assert sql("SELECT conname FROM pg_constraint WHERE contype = 'f' AND confrelid = 'queues_job'::regclass") == []
 
 
+@pytest.mark.usefixtures("two_weeks")
 def test_two_weeks_of_partitions_are_ahead() -> None:
     """Scenario 14: no default partition, two weeks ahead, and making them again makes none."""
     days = {
@@ -218,6 +219,7 @@ def test_two_weeks_of_partitions_are_ahead() -> None:
     assert housekeeping.make_partitions() == 0
 
 
+@pytest.mark.usefixtures("two_weeks")
 def test_a_new_partition_is_guarded_like_the_others() -> None:
     """I-10, I-11: partitions made by LIKE and ATTACH have every guard, constraint and index of the table."""
     with connection.cursor() as cursor:

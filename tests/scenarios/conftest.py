@@ -12,7 +12,7 @@ from django.db import transaction
 
 from jobsboard.api import keys
 from jobsboard.models import SCOPES
-from queues import broker, handlers
+from queues import broker, handlers, outside
 from tests.api.conftest import Api
 from tests.concurrency.rivals import DEADLINE, Rival
 
@@ -22,6 +22,8 @@ def _isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No broker, and handlers that are forgotten. By monkeypatch, so that what a test replaces is undone in order."""
     monkeypatch.setattr(broker, "is_short", lambda queue: False)
     monkeypatch.setattr(broker, "publish", lambda hints, *, task=broker.TASK: True)
+    # Nobody is there who would answer what is asked before a replay.
+    monkeypatch.setattr(outside, "ask_and_wait", lambda ids, **_: {})
     known, asked = dict(handlers._handlers), dict(handlers._checks)
     yield
     for kept, now in ((known, handlers._handlers), (asked, handlers._checks)):

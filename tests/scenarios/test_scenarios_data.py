@@ -96,6 +96,7 @@ def test_scenario_14_a_day_is_pruned_beside_a_reader_and_nobody_waits(
 
 
 @pytest.mark.usefixtures("world")
+@pytest.mark.usefixtures("two_weeks")
 def test_scenario_14_ids_come_from_the_database_and_have_their_partition(shift_clock: Callable[[str], None]) -> None:
     """Scenario 14: no host's clock makes an id; no default partition; two weeks ahead; and nothing refers to the jobs
     table, so that a day can be dropped. A day that anybody may still need is refused."""
@@ -293,6 +294,7 @@ def test_scenario_22_a_statement_that_names_jobs_plans_one_partition(name: str) 
 
 
 @pytest.mark.usefixtures("world")
+@pytest.mark.usefixtures("two_weeks")
 def test_scenario_22_a_generic_plan_would_read_every_partition() -> None:
     """Scenario 22: the test above can fail: prepared with a parameter, the same look-up names all of them."""
     sql("SET LOCAL plan_cache_mode = force_generic_plan")

@@ -186,7 +186,9 @@ def test_scenario_25_accept_replay_and_list_answer_as_decided(api: Api) -> None:
     contract_switches.set_switch(TYPE, paused=True, actor="ada", reason="x")
     job_id = api.accept(type=TYPE, payload={})["id"]
     assert api.post(f"/jobs/{job_id}/cancel", {"reason": "x"}).status_code == 200
-    assert api.post(f"/jobs/{job_id}/replay", {"reason": "x"}).status_code == 201
+    # A replay of a paused type would wait: that is said first, and handing the verdict back is the consent.
+    said = problem(api.post(f"/jobs/{job_id}/replay", {"reason": "x"}), 409, "unsafe_replay")
+    assert api.post(f"/jobs/{job_id}/replay", {"reason": "x", "verdict": said["fingerprint"]}).status_code == 201
     contract_switches.set_switch(TYPE, enabled=False, actor="ada", reason="x")
     problem(api.post("/jobs", {**body, "dedupe_key": "new"}), 409, "type_disabled")
 

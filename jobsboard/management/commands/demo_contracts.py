@@ -12,7 +12,7 @@ from jobsboard.demo import place
 
 FILE = Path(demo.__file__).with_name("contracts.toml")
 WRITTEN = "http://127.0.0.1:8091/contacts"
-"""The address that stands in the file."""
+"""The address that stands in the file, to send to and to ask."""
 
 
 class Command(BaseCommand):

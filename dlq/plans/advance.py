@@ -1,0 +1,424 @@
+"""Carry out plans: the service `replay-plans`. One transaction moves a plan, its items and the jobs one step further.
+
+Killed anywhere, a step happened whole or not at all. Any number of schedulers may run it: a plan that one has locked is
+left alone by the others. Following is the same step: how did the replays end, and does the stop rule have its say?
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from django.db import DataError, IntegrityError, InternalError, connection, transaction
+
+from dlq import facts as reading
+from dlq import groups, preflight
+from dlq.facts import Facts
+from dlq.models import PlanItem, ReplayPlan
+from dlq.plans import following, live
+from dlq.plans.selection import WAITING
+from dlq.preflight import Check
+from queues import audit, contracts, lifecycle
+from queues.faults import fault
+from queues.models import AuditEntry, Job
+from queues.redaction import redact_text
+from queues.states import WAITING as WAITING_STATES
+from queues.states import JobState, Reason, Resolution
+
+log = logging.getLogger(__name__)
+
+PLANS_MOST: Final = 50
+STEP_MOST: Final = 100
+"""Replays in one transaction: its locks are held for a tenth of a second."""
+BULK_MOST: Final = 500
+BURST_SECONDS: Final = 2.0
+"""After a pause of the service a plan catches up so much, no more."""
+SKIP_MOST: Final = 5_000
+TRIES_MOST: Final = 20
+"""An item whose row somebody else holds is tried again so often."""
+PRIORITY: Final = -100
+"""Replays of a plan come after all live work of their type."""
+SEEN_LEAST: Final = 10
+"""So many replays must have shown how they go before a share stops the plan."""
+
+_State = ReplayPlan.State
+_Action = ReplayPlan.Action
+_OPEN_STATES: Final = (*WAITING_STATES, JobState.AWAITING_CONFIRMATION)
+
+_ENDED: Final = """
+UPDATE dlq_planitem i SET state = e.state, code = e.code, detail = e.detail, child = e.child, outcome = e.outcome,
+  tries = i.tries + 1, at = jobs_clock()
+FROM json_to_recordset(%(ends)s::json) AS e (number integer, state text, code text, detail text, child uuid,
+  outcome text)
+WHERE i.plan_id = %(plan)s AND i.number = e.number AND i.state = 'waiting'
+"""
+
+
+_SKIP_REST: Final = """
+UPDATE dlq_planitem SET state = 'skipped', code = 'aborted', at = jobs_clock()
+WHERE plan_id = %(plan)s AND number = ANY(ARRAY(
+  SELECT number FROM dlq_planitem WHERE plan_id = %(plan)s AND state = 'waiting' ORDER BY number LIMIT %(limit)s))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _End:
+    """What became of an item in this step; `state` waiting: it is to be tried again."""
+
+    number: int
+    state: str
+    code: str = ""
+    detail: str = ""
+    child: UUID | None = None
+    outcome: str = ""
+
+
+@dataclass
+class _Step:
+    """One item on its way through a step."""
+
+    item: PlanItem
+    facts: Facts | None
+    held: bool = False
+    end: _End | None = None
+    checks: Sequence[Check] = field(default_factory=list)
+
+
+def run_once() -> bool:
+    """Move every plan that is alive; returns whether there is more to do at once."""
+    more = False
+    for plan_id in _alive():
+        more = advance(plan_id) or more
+    return more
+
+
+def advance(plan_id: UUID) -> bool:
+    """Move one plan a step further; returns whether it could go on at once. Nothing when somebody else has it."""
+    with transaction.atomic():
+        plan = ReplayPlan.objects.select_for_update(skip_locked=True).filter(id=plan_id).first()
+        if plan is None:
+            return False
+        fault("plan.locked")
+        before = _seen(plan)
+        now = live.clock()
+        following.follow(plan)
+        more = False
+        if plan.state == _State.RUNNING:
+            more = _go_on(plan, now=now)
+        elif plan.state == _State.ABORTED:
+            more = _skip_rest(plan)
+        _settle(plan, now=now)
+        after = _seen(plan)
+        if after != before:
+            plan.save()
+            # The pace alone is nothing that a page shows.
+            if after | {"paced_at": None} != before | {"paced_at": None}:
+                lifecycle.touch_board()
+        fault("plan.stepped")
+    fault("plan.committed")
+    return more
+
+
+def _alive() -> list[UUID]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT id FROM dlq_replayplan WHERE state IN ('running', 'following')"
+            " OR (state IN ('paused', 'stopped') AND open + awaiting > 0)"
+            " OR (state = 'aborted' AND finished_at IS NULL) ORDER BY created_at LIMIT %s",
+            [PLANS_MOST],
+        )
+        return [row[0] for row in cursor.fetchall()]
+
+
+def _seen(plan: ReplayPlan) -> dict[str, Any]:
+    return {f.attname: getattr(plan, f.attname) for f in plan._meta.concrete_fields}
+
+
+def _go_on(plan: ReplayPlan, *, now: dt.datetime) -> bool:
+    stop = _stop_rule(plan)
+    if stop:
+        _stop(plan, stop, now=now)
+        return False
+    plan.held = _held(plan)
+    if plan.held:
+        # The time that it was held for is not caught up.
+        plan.paced_at = now
+        return False
+    allowed = _allowance(plan, now=now)
+    if allowed <= 0:
+        return False
+    items = list(PlanItem.objects.filter(plan_id=plan.id, state="waiting").order_by("number")[:allowed])
+    if not items:
+        return False
+    # Whoever resumes a plan knows more than the last ten minutes do; the stop rule looks after that.
+    if not plan.done and plan.judged_since == plan.created_at and (stop := _fails_already(plan)):
+        _stop(plan, stop, now=now)
+        return False
+    _carry_out(plan, items)
+    rest = (now - plan.paced_at).total_seconds() - len(items) / plan.rate_per_second
+    plan.paced_at = now - dt.timedelta(seconds=min(max(rest, 0.0), BURST_SECONDS))
+    return plan.rate_per_second > STEP_MOST and len(items) == allowed
+
+
+def _skip_rest(plan: ReplayPlan) -> bool:
+    """Skip what an aborted plan has not begun, some thousands at a time; returns whether there is more."""
+    with connection.cursor() as cursor:
+        cursor.execute(_SKIP_REST, {"plan": plan.id, "limit": SKIP_MOST})
+        n = cursor.rowcount
+    if n:
+        plan.skipped += n
+        plan.why = {**plan.why, "aborted": plan.why.get("aborted", 0) + n}
+    return n == SKIP_MOST
+
+
+def _allowance(plan: ReplayPlan, *, now: dt.datetime) -> int:
+    """Return how many items the pace and the cap allow now."""
+    # One item every so many seconds may be slower than the burst is long.
+    most = max(BURST_SECONDS, 1 / plan.rate_per_second)
+    passed = min(max((now - plan.paced_at).total_seconds(), 0.0), most)
+    due = int(passed * plan.rate_per_second + 1e-6)
+    if plan.action != _Action.REPLAY or plan.dry_run:
+        return min(due, BULK_MOST)
+    return min(due, STEP_MOST, plan.concurrency - plan.open)
+
+
+def _stop_rule(plan: ReplayPlan) -> str:
+    """Return why the plan stops, if its replays fail again more often than it allows."""
+    if plan.action != _Action.REPLAY or plan.dry_run:
+        return ""
+    bad = plan.judged_bad + plan.failing
+    seen = bad + plan.judged_ok
+    limit = plan.stop_on_failure_ratio
+    if not bad or limit >= 1 or seen < (1 if limit == 0 else min(SEEN_LEAST, plan.total)) or bad / seen <= limit:
+        return ""
+    words = f"{bad:,} of the first {seen:,} replays failed again ({bad / seen:.0%}, the limit is {limit:.0%})"
+    error = following.newest_error(plan)
+    return f"{words}: {error}" if error else words
+
+
+def _fails_already(plan: ReplayPlan) -> str:
+    """Return why nothing should be begun: what the replays depend on fails right now, by everybody's runs."""
+    if plan.action != _Action.REPLAY or plan.dry_run or plan.forced:
+        return ""
+    for found in reading.health(_types_left(plan)).values():
+        check = preflight.dependency(found, now=live.clock())
+        if check.result == "fail":
+            return f"Nothing was replayed: {check.title} ({check.evidence})"
+    return ""
+
+
+def _held(plan: ReplayPlan) -> str:
+    """Return why the plan waits: a type of it is paused, or live work of its queues is not taken in time."""
+    if plan.action != _Action.REPLAY or plan.dry_run:
+        return ""
+    current = contracts.all_current()
+    left = [current[name] for name in _types_left(plan) if name in current]
+    paused = sorted(one.name for one in left if one.paused)
+    if paused:
+        return f"{paused[0]} is paused"[:300]
+    return live.behind({one.queue for one in left}, slower_than=PRIORITY)
+
+
+def _types_left(plan: ReplayPlan) -> list[str]:
+    """Return the types of the items that come next."""
+    rows = PlanItem.objects.filter(plan_id=plan.id, state="waiting").order_by("number").values_list("type", flat=True)
+    return sorted(set(rows[:STEP_MOST]))
+
+
+def _stop(plan: ReplayPlan, why: str, *, now: dt.datetime) -> None:
+    plan.state, plan.state_at, plan.state_reason, plan.held = _State.STOPPED, now, why[:1000], ""
+    _tell(plan, "stopped", why)
+    groups.no_longer_replayed(plan.id)
+
+
+def _settle(plan: ReplayPlan, *, now: dt.datetime) -> None:
+    """End the plan when nothing of it is left, or wait for how its replays end."""
+    left = plan.total - plan.done - plan.skipped - plan.failed
+    followed = plan.open + plan.awaiting
+    if plan.state == _State.RUNNING and not left:
+        plan.state, plan.state_at, plan.held = _State.FOLLOWING, now, ""
+    if plan.state == _State.FOLLOWING and not followed:
+        plan.state, plan.state_at, plan.finished_at = _State.FINISHED, now, now
+        _tell(plan, "finished", "")
+        groups.no_longer_replayed(plan.id)
+    elif plan.state == _State.ABORTED and not left and not followed and plan.finished_at is None:
+        plan.finished_at = now
+
+
+def _tell(plan: ReplayPlan, verb: str, why: str) -> None:
+    audit.record(
+        f"replay_plan.{verb}", actor="system", object_type="replay_plan", object_id=plan.id,
+        after={"state": plan.state, "done": plan.done, "skipped": plan.skipped, "failed": plan.failed,
+               "confirmed": plan.confirmed, "dead_again": plan.dead_again},
+        reason=why, source="command",
+    )  # fmt: skip
+
+
+def _carry_out(plan: ReplayPlan, items: Sequence[PlanItem]) -> None:
+    # Locked in the order of all batches, so that what is judged is what is acted on; a row that somebody else holds is
+    # looked at in the next step.
+    ids = [item.job_id for item in items]
+    jobs = list(Job.objects.select_for_update(skip_locked=True).filter(id__in=ids).order_by("id"))
+    found = reading.gather(jobs)
+    missing = set(ids) - found.keys()
+    held = set(Job.objects.filter(id__in=missing).values_list("id", flat=True)) if missing else set()
+    steps = [_Step(item=item, facts=found.get(item.job_id), held=item.job_id in held) for item in items]
+    for step in steps:
+        step.end = _skipped(plan, step)
+    ready = [step for step in steps if step.end is None]
+    act = {_Action.REPLAY: _replay, _Action.CANCEL: _cancel, _Action.IGNORE: _ignore}[_Action(plan.action)]
+    if plan.dry_run:
+        for step in ready:
+            verdict = preflight.Preflight(job_id=step.item.job_id, checks=step.checks, at=plan.created_at).verdict
+            step.end = _End(number=step.item.number, state="done", code="safe" if verdict == "safe" else "unknown")
+    elif ready:
+        act(plan, ready)
+    _write(plan, [step.end for step in steps if step.end is not None])
+
+
+def _skipped(plan: ReplayPlan, step: _Step) -> _End | None:
+    """Return the end of an item that is not acted on: gone, changed since it was chosen, or unsafe to replay."""
+    number = step.item.number
+
+    def skipped(code: str, words: str) -> _End:
+        return _End(number=number, state="skipped", code=code, detail=words[:300])
+
+    if step.facts is None and not step.held:
+        return skipped("gone", "The job is not kept any more")
+    if step.item.tries >= TRIES_MOST:
+        return _End(
+            number=number, state="failed", code="not_replayed", detail="Its row was held by others for too long"
+        )
+    if step.facts is None:
+        return _End(number=number, state="waiting")
+    job = step.facts.job
+    if plan.action != _Action.REPLAY:
+        return _not_closable(plan, job, skipped)
+    # The dependency speaks for the whole plan (`_fails_already` and the stop rule), not for one item.
+    try:
+        checks = [check for check in preflight.judge(step.facts).checks if check.name != "dependency"]
+    except Exception as error:  # one job that cannot be judged must not hold up all others for ever
+        return _broken(number, error)
+    step.checks = checks
+    against = [check for check in checks if check.result == "fail" and (check.final or not plan.forced)]
+    if not against:
+        return None
+    first = min(against, key=lambda check: not check.final)
+    code = "changed" if first.name == "open" else first.name
+    return skipped(code, f"{first.title}: {first.evidence}")
+
+
+def _not_closable(plan: ReplayPlan, job: Job, skipped: Any) -> _End | None:
+    if job.state == JobState.DEAD:
+        if plan.selection.get("state") == WAITING:
+            end: _End = skipped("changed", "It died before it was cancelled")
+            return end
+        if job.resolution == Resolution.OPEN:
+            return None
+        done = f"It was replayed as {job.replayed_by}" if job.replayed_by else f"It was {job.resolution}"
+        end = skipped("changed", f"{done} by {job.resolved_by}")
+        return end
+    if plan.action == _Action.CANCEL and job.state in _OPEN_STATES:
+        return None
+    end = skipped("not_open", f"The job is {job.state.replace('_', ' ')}")
+    return end
+
+
+def _replay(plan: ReplayPlan, steps: Sequence[_Step]) -> None:
+    children = _replay_many(plan, steps)
+    for step in steps:
+        if step.end is not None:
+            continue
+        child = children.get(step.item.job_id)
+        number = step.item.number
+        # One that did not come back is held by somebody, or was changed this very moment: the next step knows.
+        step.end = (
+            _End(number=number, state="waiting")
+            if child is None
+            else _End(number=number, state="done", child=child, outcome="open")
+        )
+    _record(plan, "job.replayed", {job_id: {"resolution": "replayed", "replayed_by": str(child)}
+                                   for job_id, child in children.items()}, before={"resolution": "open"})  # fmt: skip
+
+
+def _replay_many(plan: ReplayPlan, steps: Sequence[_Step]) -> dict[UUID, UUID]:
+    """Replay jobs. Shape: job → child. Where the statement fails, each by itself: one row must not stop all others."""
+    ids = [step.item.job_id for step in steps]
+    try:
+        with transaction.atomic():
+            return lifecycle.replay_many(ids, by=plan.created_by, priority=PRIORITY)
+    except (DataError, IntegrityError, InternalError) as error:
+        log.warning("plan %s: replaying %d jobs failed, one by one now: %s", plan.id, len(ids), error)
+    children: dict[UUID, UUID] = {}
+    for step in steps:
+        try:
+            with transaction.atomic():
+                children |= lifecycle.replay_many([step.item.job_id], by=plan.created_by, priority=PRIORITY)
+        except (DataError, IntegrityError, InternalError) as error:
+            step.end = _broken(step.item.number, error)
+    return children
+
+
+def _broken(number: int, error: Exception) -> _End:
+    detail = redact_text(f"{type(error).__name__}: {error}")[:300].replace("\x00", "")
+    return _End(number=number, state="failed", code="not_replayed", detail=detail)
+
+
+def _cancel(plan: ReplayPlan, steps: Sequence[_Step]) -> None:
+    dead = [step for step in steps if step.facts is not None and step.facts.job.state == JobState.DEAD]
+    _close(plan, dead, Resolution.CANCELLED, "dead_letter.cancelled")
+    rest = [step for step in steps if step.end is None]
+    if not rest:
+        return
+    # As for one job: whoever comes by the API is the producer.
+    reason = Reason.PRODUCER if plan.source == "api" else Reason.OPERATOR
+    done = {one.id: one for one in lifecycle.cancel([step.item.job_id for step in rest], reason=reason)}
+    for step in rest:
+        one = done.get(step.item.job_id)
+        step.end = _End(number=step.item.number, state="done" if one else "waiting")
+    _record(plan, "job.cancelled", {job_id: {"state": one.state.value, "cancel_requested": True}
+                                    for job_id, one in done.items()}, before={"cancel_requested": False})  # fmt: skip
+
+
+def _ignore(plan: ReplayPlan, steps: Sequence[_Step]) -> None:
+    _close(plan, steps, Resolution.IGNORED, "dead_letter.ignored")
+
+
+def _close(plan: ReplayPlan, steps: Sequence[_Step], resolution: Resolution, action: str) -> None:
+    if not steps:
+        return
+    ids = [step.item.job_id for step in steps]
+    closed = lifecycle.close_dead_letters(ids, resolution=resolution.value, by=plan.created_by)
+    for step in steps:
+        step.end = _End(number=step.item.number, state="done" if step.item.job_id in closed else "waiting")
+    _record(plan, action, dict.fromkeys(closed, {"resolution": resolution.value}), before={"resolution": "open"})
+
+
+def _record(plan: ReplayPlan, action: str, changed: Mapping[UUID, Any], *, before: Any) -> None:
+    """Write an entry for each job, as if somebody had pressed the button on each."""
+    AuditEntry.objects.bulk_create(
+        AuditEntry(
+            action=action, actor=plan.created_by, object_type="job", object_id=str(job_id), before=before,
+            after={**after, "plan": str(plan.id)}, reason=plan.reason, source=plan.source, request_id=plan.request_id,
+        )
+        for job_id, after in changed.items()
+    )  # fmt: skip
+
+
+def _write(plan: ReplayPlan, ends: Sequence[_End]) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_ENDED, {"plan": plan.id, "ends": msgspec.json.encode(ends).decode()})
+    counts = Counter(end.state for end in ends)
+    plan.done += counts["done"]
+    plan.skipped += counts["skipped"]
+    plan.failed += counts["failed"]
+    plan.open += sum(end.outcome == "open" for end in ends)
+    why = Counter(plan.why)
+    why.update(end.code for end in ends if end.code)
+    plan.why = dict(why)
