@@ -306,6 +306,29 @@ def keep_alive(stop: threading.Event) -> None:
             return
 
 
+def bulk() -> tuple[int, Any]:
+    """Let failures be judged, and try a replay of the largest. Shape: the failure's id, the plan's."""
+    from dlq import groups, triage
+    from dlq.plans import advance, selection
+    from dlq.plans.create import PlanRequest, create
+    from dlq.plans.selection import Selection
+    from dlq.replaying import Who
+    from queues import contracts
+
+    triage.run_once()
+    types = sorted(contracts.all_current())
+    largest = max(groups.groups(groups.GroupFilter(types=types)).rows, key=lambda row: row.open)
+    chosen = Selection(type=largest.type, reason=largest.reason, fingerprint=largest.fingerprint)
+    who = Who(actor="dana", reason="would a replay work?", source="ui")
+    now = selection.now()
+    n = selection.count(chosen, types=types, as_of=now)
+    plan, _ = create(
+        PlanRequest(action="replay", selection=chosen, types=types, who=who, as_of=now, expected_count=n, dry_run=True)
+    )
+    advance.advance(plan.id)
+    return largest.id, plan.id
+
+
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
     """Serve the board on a free port."""
@@ -393,6 +416,7 @@ def main() -> None:
     movable_clock(movable=False)
     while lifecycle.fold():
         pass
+    group, plan = bulk()
     print(f"six hours in {time.monotonic() - began:.0f} s")
     stop = threading.Event()
     keeper = threading.Thread(target=keep_alive, args=(stop,))
@@ -401,6 +425,9 @@ def main() -> None:
         "overview": "/",
         "job": f"/jobs/{story.interesting['job']}/",
         "dead-letter": f"/dlq/{story.interesting['dead letter']}/",
+        "dead-letters": "/dlq/",
+        "failure": f"/dlq/groups/{group}/",
+        "replay-plan": f"/replays/{plan}/?which=all",
     }
     try:
         with serving() as url:

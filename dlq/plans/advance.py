@@ -112,7 +112,7 @@ def advance(plan_id: UUID) -> bool:
         if plan.state == _State.RUNNING:
             more = _go_on(plan, now=now)
         elif plan.state == _State.ABORTED:
-            more = _skip_rest(plan)
+            more = skip_rest(plan)
         _settle(plan, now=now)
         after = _seen(plan)
         if after != before:
@@ -166,7 +166,7 @@ def _go_on(plan: ReplayPlan, *, now: dt.datetime) -> bool:
     return plan.rate_per_second > STEP_MOST and len(items) == allowed
 
 
-def _skip_rest(plan: ReplayPlan) -> bool:
+def skip_rest(plan: ReplayPlan) -> bool:
     """Skip what an aborted plan has not begun, some thousands at a time; returns whether there is more."""
     with connection.cursor() as cursor:
         cursor.execute(_SKIP_REST, {"plan": plan.id, "limit": SKIP_MOST})

@@ -9,7 +9,7 @@ from django.db import transaction
 
 from dlq import groups
 from dlq.models import ReplayPlan
-from dlq.plans import selection
+from dlq.plans import advance, selection
 from dlq.replaying import Who
 from queues import audit, lifecycle
 
@@ -65,6 +65,10 @@ def abort(plan_id: UUID, *, who: Who) -> ReplayPlan:
             return plan
         if plan.state not in ALIVE:
             raise NotPossible(plan, "aborted")
+        # The rest of a long one is the service's.
+        advance.skip_rest(plan)
+        if plan.total == plan.done + plan.skipped + plan.failed and not plan.open + plan.awaiting:
+            plan.finished_at = selection.now()
         plan = _move(plan, _State.ABORTED, who=who, verb="aborted")
         groups.no_longer_replayed(plan.id)
         return plan

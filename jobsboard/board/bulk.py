@@ -298,7 +298,7 @@ def _nothing(request: HttpRequest, deed: Deed, words: str, *, status: int) -> Ht
 
 def _takes(n: int, rate: float) -> float:
     """Return how many seconds it takes at least."""
-    return n / rate
+    return max(n / rate, 1.0)
 
 
 def _looked(selection: Selection, *, types: Sequence[str], n: int) -> dict[str, Any]:

@@ -85,11 +85,11 @@ def _grouped(request: HttpRequest, params: Params, found: dict[str, Any], contex
         "newer": None,
         "older": _seal(page.older, scope=scope),
         "first": after is not None,
-        "searched": f"{len(page.rows):,} failures, tier 1 first, then the last death first.",
+        "searched": f"{len(page.rows):,} shown, tier 1 first, then the last death first.",
         "state": state,
         "notes": params.notes,
     }
-    choice = {"name": "state", "label": "State", "value": "" if state == "open" else state}
+    choice = {"name": "state", "label": "State", "any": "open", "value": "" if state == "open" else state}
     context["filters"] = [*context["filters"], {**choice, "options": list(_STATES.items())}]
     context["filtered"] = context["filtered"] or state != "open"
     return answer(request, "board/dead_letters.html", context)

@@ -126,7 +126,7 @@ def judged(row: GroupRow) -> Judged:
         n = verdicts.get("unknown", 0)
         return Judged(
             word="Not known to be safe", css="cancelled", icon="help",
-            because=f"{n} {of}: {PLAIN.get(unknown, unknown)}", worst=unknown, looked=looked,
+            because=f"{n} {of}: not known {PLAIN.get(unknown, unknown)}", worst=unknown, looked=looked,
         )  # fmt: skip
     return Judged(
         word="Safe to replay", css="confirmed", icon="ok", because=f"{verdicts.get('safe', 0)} {of} pass", looked=looked

@@ -68,6 +68,11 @@ def succeed(*ids: UUID) -> None:
     lifecycle.settle([confirmed(run) for run in claim(list(ids))])
 
 
+def all_of(group: FailureCount, *, verb: str = "replay") -> dict[str, str]:
+    """Return what the link to the dialog for all dead letters of a failure says."""
+    return {"verb": verb, "failure": str(group.pk), "all": "1"}
+
+
 def form_of(client: Client, *, verb: str = "replay", **given: Any) -> dict[str, Any]:
     """Open the dialog; return what its form sends. Ids are a list, as a browser sends them."""
     response = client.get(BULK, {"verb": verb, **given})

@@ -13,7 +13,7 @@ from dlq.models import PlanItem, ReplayPlan
 from queues import actions
 from queues.models import AuditEntry
 from tests.board.conftest import ClientOf
-from tests.board.plans import BULK, HTMX, failure, form_of, healthy
+from tests.board.plans import BULK, HTMX, all_of, failure, form_of, healthy
 from tests.board.verdicts import alert, fails
 from tests.dlq.deaths import kill
 from tests.factories import make_job, make_type
@@ -41,7 +41,7 @@ def test_the_dialog_counts_looks_and_says_what_will_happen(operator: Client) -> 
     healthy()
     group, ids = failure(5)
     actions.cancel_dead_letter(ids[0], actor="ada", reason="x", source="ui")
-    response = operator.get(BULK, {"verb": "replay", "failure": group.id, "all": 1}, headers=HTMX)
+    response = operator.get(BULK, all_of(group), headers=HTMX)
     assert "<html" not in response.text
     text = text_of(response)
     assert "Replay 4 dead letters?" in text
@@ -57,7 +57,7 @@ def test_the_dialog_counts_looks_and_says_what_will_happen(operator: Client) -> 
 def test_over_50_only_the_newest_are_looked_at_and_it_says_so(operator: Client) -> None:
     healthy()
     group, _ = failure(52)
-    text = text_of(operator.get(BULK, {"verb": "replay", "failure": group.id, "all": 1}))
+    text = text_of(operator.get(BULK, all_of(group)))
     assert "Replay 52 dead letters?" in text
     assert "Of the newest 50" in text
     assert "Are not known to be safe whether it was done (50), whether the key is still honoured (50) 50" in text
@@ -144,7 +144,7 @@ def test_htmx_is_led_to_the_plan(operator: Client) -> None:
 @pytest.mark.parametrize("verb", ["cancel", "ignore"])
 def test_cancel_and_ignore_have_fewer_fields(operator: Client, verb: str) -> None:
     group, _ = failure(3)
-    response = operator.get(BULK, {"verb": verb, "failure": group.id, "all": 1})
+    response = operator.get(BULK, all_of(group, verb=verb))
     assert f"{verb.capitalize()} 3 dead letters?" in text_of(response)
     for name in ("rate", "stop", "concurrency", "dry_run", "forced"):
         assert f'name="{name}"' not in response.text, name
@@ -160,7 +160,7 @@ def test_a_dry_run_says_so(operator: Client) -> None:
 
 def test_only_an_admin_may_force(client_of: ClientOf) -> None:
     group, _ = failure(3)
-    given = {"verb": "replay", "failure": group.id, "all": 1}
+    given = all_of(group)
     assert 'name="forced"' not in client_of("owner").get(BULK, given).text
     form = form_of(client_of("owner"), failure=group.id, all=1)
     assert client_of("owner").post(BULK, {**form, "forced": "on"}).status_code == 422
@@ -216,7 +216,7 @@ def test_nothing_chosen_is_422(operator: Client, given: dict[str, Any], words: s
 def test_what_is_resolved_by_now_cannot_be_chosen(operator: Client) -> None:
     group, ids = failure(1)
     actions.cancel_dead_letter(ids[0], actor="ada", reason="x", source="ui")
-    response = operator.get(BULK, {"verb": "replay", "failure": group.id, "all": 1})
+    response = operator.get(BULK, all_of(group))
     assert "Nothing like this is dead any more." in response.text
     assert 'class="btn go' not in response.text
 
@@ -224,18 +224,18 @@ def test_what_is_resolved_by_now_cannot_be_chosen(operator: Client) -> None:
 def test_a_failing_dependency_is_said_before_it_begins(operator: Client) -> None:
     group, _ = failure(2)
     fails(KIND, n=60)
-    text = text_of(operator.get(BULK, {"verb": "replay", "failure": group.id, "all": 1}))
+    text = text_of(operator.get(BULK, all_of(group)))
     assert "The plan stops before it begins as long as this is so." in text
 
 
 def test_who_may_and_what_is_unknown(client_of: ClientOf) -> None:
     group, _ = failure(1)
-    given = {"verb": "replay", "failure": group.id, "all": 1}
+    given = all_of(group)
     assert client_of("viewer").get(BULK, given).status_code == 403
     assert client_of("viewer").post(BULK, given).status_code == 403
     assert client_of("operator", enforce_csrf_checks=True).post(BULK, given).status_code == 403
     assert client_of("operator").get(BULK, {**given, "verb": "explode"}).status_code == 404
-    assert client_of("operator").get(BULK, {**given, "failure": 999_999}).status_code == 404
+    assert client_of("operator").get(BULK, {**given, "failure": "999999"}).status_code == 404
     assert client_of("operator").get(BULK, {**given, "failure": "x"}).status_code == 404
 
 

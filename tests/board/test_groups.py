@@ -67,7 +67,7 @@ def test_the_triage_line_says_only_what_was_looked_at(operator: Client) -> None:
     # An attempt began, nobody was asked and the type has no check: never green.
     assert "Of the newest 2 looked at, 2 are not known to be safe." in text
     assert "Not known to be safe" in text
-    assert "2 of 2: whether it was done" in text
+    assert "2 of 2: not known whether it was done" in text
     assert "Safe to replay" not in text
 
 
