@@ -174,7 +174,7 @@ def skip_rest(plan: ReplayPlan) -> bool:
     if n:
         plan.skipped += n
         plan.why = {**plan.why, "aborted": plan.why.get("aborted", 0) + n}
-    return n == SKIP_MOST
+    return bool(n == SKIP_MOST)
 
 
 def _allowance(plan: ReplayPlan, *, now: dt.datetime) -> int:

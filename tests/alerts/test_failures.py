@@ -226,6 +226,7 @@ def only_default(*keys: str) -> None:
     AlertRule.objects.exclude(default_key__in=keys).update(enabled=False)
 
 
+@pytest.mark.usefixtures("two_weeks")
 def test_the_default_rules_see_real_deaths_and_one_alert_comes_of_them() -> None:
     """I-38: many deaths of one new failure, and its coming back, by the rules as they are."""
     WebhookEndpoint.objects.create(name="ops", url_sealed=b"x", url_shown="https://x")
@@ -248,6 +249,7 @@ def test_the_default_rules_see_real_deaths_and_one_alert_comes_of_them() -> None
     assert WebhookDelivery.objects.count() == 1
 
 
+@pytest.mark.usefixtures("two_weeks")
 def test_an_ignored_failure_opens_no_alert_of_its_own() -> None:
     only_default("new_failures.tier2", "regressed_failures.tier2")
     die(1)

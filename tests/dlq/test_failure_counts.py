@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.dlq.deaths import die, failures, fold, kill, truth
 from tests.factories import accept, claim, get, make_type, set_columns, sql
 
 pytestmark = pytest.mark.django_db
-WHO = {"actor": "ann", "reason": "test", "source": "ui"}
+WHO: dict[str, Any] = {"actor": "ann", "reason": "test", "source": "ui"}
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,7 @@ def step(found: ReplayPlan, *, seconds: float = 2.0) -> ReplayPlan:
 
 def children(found: ReplayPlan) -> list[UUID]:
     """Return the replays that there are so far."""
-    return list(PlanItem.objects.filter(plan_id=found.id, child__isnull=False).values_list("child", flat=True))
+    return [item.child for item in PlanItem.objects.filter(plan_id=found.id) if item.child is not None]
 
 
 def succeed(ids: list[UUID]) -> None:

@@ -202,6 +202,7 @@ def test_a_verdict_that_changes_between_look_and_press_is_refused_with_the_diffe
         replaying.replay(job.id, who=ANN, verdict=caught.value.found.fingerprint)
     child = replaying.replay(job.id, who=ANN, verdict=caught.value.found.fingerprint, anyway=True)
     entry = AuditEntry.objects.get(action="job.replayed")
+    assert entry.after is not None
     assert entry.after["replayed_by"] == str(child)
     assert (entry.after["verdict"], entry.after["checks"]) == ("unsafe", {"already_done": "fail"})
 
