@@ -259,9 +259,13 @@ UPDATE dlq_failuregroup f SET state = 'replaying', state_at = jobs_clock(), stat
   state_reason = '', plan_id = p.id
 FROM dlq_replayplan p WHERE p.id = %(plan)s AND f.state <> 'ignored' AND {_OF_PLAN}
 """  # noqa: S608 (a constant)
-# The fold may be a second behind: a group with dead letters left is open again, and the service resolves it later.
+# The fold may be a second behind: a group with dead letters left is open again, and the service resolves it later. What
+# a person said of it meanwhile (ignored, resolved) stands.
 _NO_LONGER_REPLAYED: Final = """
-UPDATE dlq_failuregroup SET state = 'open', state_at = jobs_clock(), state_by = 'system', plan_id = NULL
+UPDATE dlq_failuregroup SET plan_id = NULL,
+  state = CASE state WHEN 'replaying' THEN 'open' ELSE state END,
+  state_at = CASE state WHEN 'replaying' THEN jobs_clock() ELSE state_at END,
+  state_by = CASE state WHEN 'replaying' THEN 'system' ELSE state_by END
 WHERE plan_id = %(plan)s
 """
 

@@ -184,11 +184,12 @@ def _done(facts: Facts) -> Check:
         return said("Already done", "fail", "It was confirmed late, after this end")
     if not job.begun:
         return said("Not already done", "pass", "No attempt ever began")
-    if answer is None or not answer.fresh:
-        return said(unknown, "unknown", _unasked(facts))
-    if answer.outcome == "confirmed":
+    # Work that was done stays done: no age turns this into "not known".
+    if answer is not None and answer.outcome == "confirmed":
         ref = f": {redact_text(answer.reference)[:100]}" if answer.reference else ""
         return said("Already done", "fail", f"The check found the work done{ref}", answer.at)
+    if answer is None or not answer.fresh:
+        return said(unknown, "unknown", _unasked(facts))
     if answer.outcome == "none":
         return said("Not already done", "pass", "The check did not find the work done", answer.at)
     if answer.outcome == "rejected":

@@ -107,4 +107,4 @@ def _judge(job: Job, edited: Edited | None) -> Preflight:
 
 def _asked_lately(job: Job) -> bool:
     answer = outside.answers([job.id]).get(job.id)
-    return answer is not None and (answer.now - answer.at).total_seconds() < ASK_AGAIN_SECONDS
+    return answer is not None and not answer.pending and (answer.now - answer.at).total_seconds() < ASK_AGAIN_SECONDS

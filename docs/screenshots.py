@@ -309,6 +309,7 @@ def keep_alive(stop: threading.Event) -> None:
 def bulk() -> tuple[int, Any]:
     """Let failures be judged, and try a replay of the largest. Shape: the failure's id, the plan's."""
     from dlq import groups, triage
+    from dlq.models import ReplayPlan
     from dlq.plans import advance, selection
     from dlq.plans.create import PlanRequest, create
     from dlq.plans.selection import Selection
@@ -325,7 +326,8 @@ def bulk() -> tuple[int, Any]:
     plan, _ = create(
         PlanRequest(action="replay", selection=chosen, types=types, who=who, as_of=now, expected_count=n, dry_run=True)
     )
-    advance.advance(plan.id)
+    while advance.advance(plan.id) or ReplayPlan.objects.get(id=plan.id).state == "running":
+        pass
     return largest.id, plan.id
 
 

@@ -29,13 +29,17 @@ REUSE_SECONDS: Final = 10
 TAKEN_SECONDS: Final = 10
 ASK_MOST: Final = 200
 KEEP_DAYS: Final = 7
+KEEP_DONE_DAYS: Final = 90
+"""So long it is known that work was done: it speaks against a replay however old it is."""
 _POLL_SECONDS: Final = 0.05
 
-# A question that is under way is not asked twice: of a double click both wait for the same answer.
+# A question that is under way is not asked twice: of a double click both wait for the same answer. One that a worker is
+# at stays that worker's for TAKEN_SECONDS: a check that hangs must not take one more slot with each look.
 _ASK: Final = f"""
 INSERT INTO queues_outsideanswer AS a (job_id, asked_at, outcome, reference, detail)
 SELECT id, jobs_clock(), '', '', '' FROM unnest(%(ids)s::uuid[]) AS i (id) ORDER BY id
-ON CONFLICT (job_id) DO UPDATE SET asked_at = jobs_clock(), taken_until = NULL
+ON CONFLICT (job_id) DO UPDATE SET asked_at = jobs_clock(),
+  taken_until = CASE WHEN a.taken_until > jobs_now() THEN a.taken_until END
   WHERE CASE WHEN a.answered_at >= a.asked_at
     THEN a.answered_at < jobs_now() - interval '{REUSE_SECONDS} seconds'
     ELSE a.asked_at < jobs_now() - interval '{WAIT_SECONDS} seconds' END
@@ -55,12 +59,13 @@ UPDATE queues_outsideanswer SET answered_at = jobs_clock(), taken_until = NULL, 
 WHERE job_id = %(id)s
 """
 _READ: Final = """
-SELECT job_id, outcome, reference, detail, answered_at, jobs_now() FROM queues_outsideanswer
-WHERE job_id = ANY(%(ids)s::uuid[]) AND answered_at >= asked_at
+SELECT job_id, outcome, reference, detail, answered_at, jobs_now(), answered_at < asked_at FROM queues_outsideanswer
+WHERE job_id = ANY(%(ids)s::uuid[]) AND answered_at IS NOT NULL
 """
 _FORGET: Final = """
 DELETE FROM queues_outsideanswer WHERE job_id = ANY(ARRAY(
   SELECT job_id FROM queues_outsideanswer WHERE asked_at < jobs_now() - make_interval(days => %(days)s)
+    AND (outcome <> 'confirmed' OR asked_at < jobs_now() - make_interval(days => %(done_days)s))
   ORDER BY asked_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
 """
 
@@ -75,11 +80,13 @@ class Answer:
     detail: str
     at: dt.datetime
     now: dt.datetime
+    pending: bool = False
+    """It was asked again since, and nobody has answered so far."""
 
     @property
     def fresh(self) -> bool:
         """Whether a replay may stand on it."""
-        return (self.now - self.at).total_seconds() < FRESH_SECONDS
+        return not self.pending and (self.now - self.at).total_seconds() < FRESH_SECONDS
 
 
 def ask(ids: Sequence[UUID]) -> None:
@@ -111,8 +118,10 @@ def answers(ids: Sequence[UUID]) -> Mapping[UUID, Answer]:
     with connection.cursor() as cursor:
         cursor.execute(_READ, {"ids": list(ids)})
         return {
-            job_id: Answer(job_id=job_id, outcome=outcome, reference=reference, detail=detail, at=at, now=now)
-            for job_id, outcome, reference, detail, at, now in cursor.fetchall()
+            row[0]: Answer(
+                job_id=row[0], outcome=row[1], reference=row[2], detail=row[3], at=row[4], now=row[5], pending=row[6]
+            )
+            for row in cursor.fetchall()
         }
 
 
@@ -142,7 +151,7 @@ def answer(job_id: UUID, *, outcome: str, reference: str = "", detail: str = "")
 
 
 def forget_old(*, limit: int) -> int:
-    """Delete questions of more than KEEP_DAYS ago; returns how many."""
+    """Delete questions of more than KEEP_DAYS ago, KEEP_DONE_DAYS where the work was done; returns how many."""
     with connection.cursor() as cursor:
-        cursor.execute(_FORGET, {"days": KEEP_DAYS, "limit": limit})
+        cursor.execute(_FORGET, {"days": KEEP_DAYS, "done_days": KEEP_DONE_DAYS, "limit": limit})
         return int(cursor.rowcount)

@@ -40,8 +40,8 @@ BULK_MOST: Final = 500
 BURST_SECONDS: Final = 2.0
 """After a pause of the service a plan catches up so much, no more."""
 SKIP_MOST: Final = 5_000
-TRIES_MOST: Final = 20
-"""An item whose row somebody else holds is tried again so often."""
+TRIES_MOST: Final = 240
+"""An item whose row somebody else holds is tried again so often: for a minute."""
 PRIORITY: Final = -100
 """Replays of a plan come after all live work of their type."""
 SEEN_LEAST: Final = 10
@@ -94,7 +94,14 @@ def run_once() -> bool:
     """Move every plan that is alive; returns whether there is more to do at once."""
     more = False
     for plan_id in _alive():
-        more = advance(plan_id) or more
+        try:
+            more = advance(plan_id) or more
+        except Exception as error:  # one plan that cannot be moved must not hold up all others for ever
+            if not connection.is_usable():
+                raise
+            log.exception("plan %s: this step failed, it is tried again", plan_id)
+            words = redact_text(f"Its last step failed: {type(error).__name__}: {error}")[:300].replace("\x00", "")
+            ReplayPlan.objects.filter(id=plan_id, state=_State.RUNNING).exclude(held=words).update(held=words)
     return more
 
 
@@ -107,6 +114,8 @@ def advance(plan_id: UUID) -> bool:
         fault("plan.locked")
         before = _seen(plan)
         now = live.clock()
+        # The clock went back: nothing is to stand still until it is where it was.
+        plan.paced_at, plan.judged_since = min(plan.paced_at, now), min(plan.judged_since, now)
         following.follow(plan)
         more = False
         if plan.state == _State.RUNNING:
@@ -128,10 +137,12 @@ def advance(plan_id: UUID) -> bool:
 def _alive() -> list[UUID]:
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT id FROM dlq_replayplan WHERE state IN ('running', 'following')"
+            # In no order that lasts: plans that wait long for their proofs must not keep the others out.
+            "(SELECT id FROM dlq_replayplan WHERE state = 'running' ORDER BY random() LIMIT %s) UNION ALL"
+            " (SELECT id FROM dlq_replayplan WHERE state = 'following'"
             " OR (state IN ('paused', 'stopped') AND open + awaiting > 0)"
-            " OR (state = 'aborted' AND finished_at IS NULL) ORDER BY created_at LIMIT %s",
-            [PLANS_MOST],
+            " OR (state = 'aborted' AND finished_at IS NULL) ORDER BY random() LIMIT %s)",
+            [PLANS_MOST, PLANS_MOST],
         )
         return [row[0] for row in cursor.fetchall()]
 
@@ -150,6 +161,7 @@ def _go_on(plan: ReplayPlan, *, now: dt.datetime) -> bool:
         # The time that it was held for is not caught up.
         plan.paced_at = now
         return False
+    plan.held = _all_failing(plan)
     allowed = _allowance(plan, now=now)
     if allowed <= 0:
         return False
@@ -157,7 +169,7 @@ def _go_on(plan: ReplayPlan, *, now: dt.datetime) -> bool:
     if not items:
         return False
     # Whoever resumes a plan knows more than the last ten minutes do; the stop rule looks after that.
-    if not plan.done and plan.judged_since == plan.created_at and (stop := _fails_already(plan)):
+    if not plan.done and plan.judged_since <= plan.created_at and (stop := _fails_already(plan)):
         _stop(plan, stop, now=now)
         return False
     _carry_out(plan, items)
@@ -195,7 +207,9 @@ def _stop_rule(plan: ReplayPlan) -> str:
     bad = plan.judged_bad + plan.failing
     seen = bad + plan.judged_ok
     limit = plan.stop_on_failure_ratio
-    if not bad or limit >= 1 or seen < (1 if limit == 0 else min(SEEN_LEAST, plan.total)) or bad / seen <= limit:
+    # No more than the cap are begun before the first of them ends: a small cap must not keep the rule from seeing enough.
+    least = 1 if limit == 0 else min(SEEN_LEAST, plan.total, plan.concurrency)
+    if not bad or limit >= 1 or seen < least or bad / seen <= limit:
         return ""
     words = f"{bad:,} of the first {seen:,} replays failed again ({bad / seen:.0%}, the limit is {limit:.0%})"
     error = following.newest_error(plan)
@@ -223,6 +237,14 @@ def _held(plan: ReplayPlan) -> str:
     if paused:
         return f"{paused[0]} is paused"[:300]
     return live.behind({one.queue for one in left}, slower_than=PRIORITY)
+
+
+def _all_failing(plan: ReplayPlan) -> str:
+    """Return why nothing is begun, where all replays that may be on their way wait for another attempt."""
+    if plan.open < plan.concurrency:
+        return ""
+    n = PlanItem.objects.filter(plan_id=plan.id, outcome="open", failing=True).count()
+    return f"All {n:,} replays on their way have failed and wait for their next attempt" if n >= plan.open else ""
 
 
 def _types_left(plan: ReplayPlan) -> list[str]:

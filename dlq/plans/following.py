@@ -36,6 +36,11 @@ WITH followed AS (
   (SELECT number, child, outcome, failing, at FROM dlq_planitem
    WHERE plan_id = %(plan)s AND outcome = 'awaiting' AND looked_at < jobs_now() - make_interval(secs => %(every)s)
    ORDER BY looked_at LIMIT %(most)s)
+  UNION ALL
+  -- The clock went back since.
+  (SELECT number, child, outcome, failing, at FROM dlq_planitem
+   WHERE plan_id = %(plan)s AND outcome = 'awaiting' AND looked_at > jobs_now()
+   ORDER BY looked_at LIMIT %(most)s)
 )
 SELECT number, child, outcome, failing, at >= %(judged)s FROM followed
 """

@@ -52,9 +52,10 @@ def resume(plan_id: UUID, *, who: Who) -> ReplayPlan:
         now = selection.now()
         plan.judged_since, plan.paced_at = now, now
         plan.judged_ok = plan.judged_bad = plan.failing = 0
-        plan = _move(plan, _State.RUNNING, who=who, verb="resumed")
-        groups.being_replayed(plan.id)
-        return plan
+        # Groups before the board's version, which `_move` writes: everybody takes these locks in this order.
+        if plan.action == ReplayPlan.Action.REPLAY and not plan.dry_run:
+            groups.being_replayed(plan.id)
+        return _move(plan, _State.RUNNING, who=who, verb="resumed")
 
 
 def abort(plan_id: UUID, *, who: Who) -> ReplayPlan:
@@ -69,9 +70,8 @@ def abort(plan_id: UUID, *, who: Who) -> ReplayPlan:
         advance.skip_rest(plan)
         if plan.total == plan.done + plan.skipped + plan.failed and not plan.open + plan.awaiting:
             plan.finished_at = selection.now()
-        plan = _move(plan, _State.ABORTED, who=who, verb="aborted")
         groups.no_longer_replayed(plan.id)
-        return plan
+        return _move(plan, _State.ABORTED, who=who, verb="aborted")
 
 
 def _move(plan: ReplayPlan, state: ReplayPlan.State, *, who: Who, verb: str) -> ReplayPlan:

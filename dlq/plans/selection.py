@@ -97,7 +97,7 @@ FROM queues_job j WHERE j.id = ANY(%(ids)s::uuid[]) AND NOT j.probe AND j.type =
 _CONDITIONS: Final[Mapping[str, str]] = {
     "tier": "j.tier = %(tier)s",
     "reason": "j.reason = %(reason)s",
-    "fingerprint": "coalesce(j.fingerprint, '') = %(fingerprint)s",
+    "fingerprint": "j.fingerprint = %(fingerprint)s",
     "group": 'j."group" = %(group)s',
     "since": "j.accepted_at >= %(since)s",
     "until": "j.accepted_at < %(until)s",
@@ -144,5 +144,7 @@ def _chosen(selection: Selection, *, types: Sequence[str], as_of: dt.datetime) -
     conditions = ["j.type = ANY(%(types)s::text[])"]
     conditions.append("j.settled_at <= %(as_of)s" if selection.state == DEAD else "j.accepted_at <= %(as_of)s")
     conditions += [sql for name, sql in _CONDITIONS.items() if getattr(selection, name) is not None]
+    if selection.fingerprint == "":
+        conditions = [one if one != _CONDITIONS["fingerprint"] else "j.fingerprint IS NULL" for one in conditions]
     template = _DEAD if selection.state == DEAD else _WAITING
     return template.format(filter=" AND ".join(conditions)), params

@@ -232,10 +232,13 @@ def item_line(item: PlanItem) -> ItemLine:
     """Say what became of an item."""
     if item.state == PlanItem.State.WAITING:
         return ItemLine(item=item, word="waits", css="accepted", icon="accepted")
+    if item.state == PlanItem.State.DONE and item.code:
+        css, icon = ("confirmed", "ok") if item.code == "safe" else ("cancelled", "help")
+        return ItemLine(item=item, word=CODES.get(item.code, item.code), css=css, icon=icon)
     if item.state == PlanItem.State.DONE:
         css = {"dead": "dead", "expired": "expired", "confirmed": "confirmed"}.get(item.outcome, "processing")
         icon = {"dead": "deadst", "expired": "expired", "confirmed": "confirmed"}.get(item.outcome, "processing")
-        return ItemLine(item=item, word=_OUTCOMES.get(item.outcome) or CODES.get(item.code, "done"), css=css, icon=icon)
+        return ItemLine(item=item, word=_OUTCOMES.get(item.outcome, "done"), css=css, icon=icon)
     failed = item.state == PlanItem.State.FAILED
     word = f"{'failed' if failed else 'skipped'}: {CODES.get(item.code, item.code)}"
     return ItemLine(item=item, word=word, css="dead" if failed else "cancelled", icon="bad" if failed else "cancelled")

@@ -46,7 +46,7 @@ def test_failures_are_listed_tier_1_first_with_counts_bars_and_one_action(operat
     mail, _ = failure(3)
     text = words(operator)
     assert "7 dead letters, 2 reasons" in text
-    table = text.split("Because")[1]
+    table = text.split("Replay check, because")[1]
     assert table.index("mail.send") < table.index("crm.sync")
     assert "Boom: connection reset" in text
     page = operator.get(URL).text
@@ -121,7 +121,7 @@ def test_filters_say_what_is_shown_and_unknown_values_are_cleared(viewer: Client
     ]:
         text = words(viewer, URL + query)
         assert shown in text, query
-        table = text.split("Because")[1]
+        table = text.split("Replay check, because")[1]
         assert not_shown not in table, query
     assert "“nope” does not exist, cleared" in words(viewer, URL + "?state=nope")
     assert "the page mark is not one of this list" in words(viewer, URL + "?after=x.y")
@@ -174,11 +174,12 @@ def test_one_failure_shows_its_sample_counts_and_only_its_own_dead_letters(opera
 
 def test_dead_letters_without_an_error_have_a_page(viewer: Client) -> None:
     ids = accept(2, kind="mail.send")
-    bury(ids)
-    fold()
+    bury(ids, reason="attempts_exhausted")
+    _, others = failure(2)
     group = FailureCount.objects.get(fingerprint="")
     page = viewer.get(f"/dlq/groups/{group.id}/").text
     assert all(str(job_id)[-12:] in page for job_id in ids)
+    assert not any(str(job_id)[-12:] in page for job_id in others)
     assert "no error" in page
 
 
