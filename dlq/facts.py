@@ -162,7 +162,11 @@ def holders(jobs: Sequence[Job]) -> Mapping[tuple[str, str], Holder]:
     if not pairs:
         return {}
     rows = _rows(_HOLDERS, {"types": [pair[0] for pair in pairs], "keys": [pair[1] for pair in pairs]})
-    states = dict(_rows(_STATES, {"ids": [row[2] for row in rows]}))
+    # Mostly a job holds its own key.
+    states = {job.id: job.state for job in jobs}
+    others = [row[2] for row in rows if row[2] not in states]
+    if others:
+        states |= dict(_rows(_STATES, {"ids": others}))
     return {(name, key): Holder(id=job_id, state=states.get(job_id)) for name, key, job_id in rows}
 
 

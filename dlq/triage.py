@@ -69,9 +69,9 @@ FROM seen s WHERE g.id = s.id AND s.verb IS NOT NULL
 RETURNING g.id, g.type, g.fingerprint, s.was, g.state, s.verb, g.state_reason
 """
 _TO_JUDGE: Final = """
-SELECT f.id, f.type, f.reason, f.fingerprint FROM queues_failurecount f JOIN dlq_failuregroup g ON g.id = f.id
+SELECT f.id, f.type, f.reason, f.fingerprint, g.triaged_at IS NULL FROM queues_failurecount f JOIN dlq_failuregroup g ON g.id = f.id
 WHERE f.open > 0 AND (g.triaged_at IS NULL OR g.triaged_at < jobs_now() - make_interval(secs => %(again)s))
-ORDER BY g.triaged_at NULLS FIRST, f.id LIMIT %(limit)s
+ORDER BY g.triaged_at NULLS FIRST, f.tier, f.id LIMIT %(limit)s
 """
 _NEWEST: Final = """
 SELECT id FROM queues_job WHERE state = 'dead' AND resolution = 'open' AND NOT probe AND type = %(type)s
@@ -94,8 +94,9 @@ def run_once() -> bool:
             )  # fmt: skip
         if met or moved:
             lifecycle.touch_board()
-    _judge_some()
-    return len(met) == MOST or len(moved) == MOST
+    # After a burst of new failures each of them is to have its words soon.
+    more = _judge_some()
+    return more or len(met) == MOST or len(moved) == MOST
 
 
 def forget_gone() -> bool:
@@ -105,16 +106,25 @@ def forget_gone() -> bool:
         return bool(cursor.rowcount == MOST)
 
 
-def _judge_some() -> None:
-    for group_id, name, reason, fingerprint in _rows(_TO_JUDGE, {"again": JUDGE_AGAIN_SECONDS, "limit": JUDGE_GROUPS}):
+def _judge_some() -> bool:
+    """Judge those that were never judged, then those that were judged long ago; returns whether more never were."""
+    found = _rows(_TO_JUDGE, {"again": JUDGE_AGAIN_SECONDS, "limit": JUDGE_GROUPS})
+    for group_id, name, reason, fingerprint, _ in found:
         same = "= %(fingerprint)s" if fingerprint else "IS NULL"
         params = {"type": name, "reason": reason, "fingerprint": fingerprint, "limit": JUDGE_JOBS}
         ids = [row[0] for row in _rows(_NEWEST.format(same=same), params)]
         jobs = list(Job.objects.filter(id__in=ids).order_by("-id"))
-        values: dict[str, Any] = {"triage": summed(jobs), "triaged_at": _rows("SELECT jobs_clock()", {})[0][0]}
+        values: dict[str, Any] = {"triage": None, "triaged_at": _rows("SELECT jobs_clock()", {})[0][0]}
         if jobs:
             values |= _sample(jobs[0])
+        try:
+            values["triage"] = summed(jobs)
+        except Exception:  # one that cannot be judged must not keep all others from it for ever
+            if not connection.is_usable():
+                raise
+            log.exception("failure group %s: its dead letters cannot be judged", group_id)
         FailureGroup.objects.filter(id=group_id).update(**values)
+    return len(found) == JUDGE_GROUPS and all(row[-1] for row in found)
 
 
 def summed(jobs: Sequence[Job]) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def _stop_rule(plan: ReplayPlan) -> str:
     bad = plan.judged_bad + plan.failing
     seen = bad + plan.judged_ok
     limit = plan.stop_on_failure_ratio
-    # No more than the cap are begun before the first of them ends: a small cap must not keep the rule from seeing enough.
+    # No more than the cap are begun before the first ends: a small cap must not keep the rule from seeing enough.
     least = 1 if limit == 0 else min(SEEN_LEAST, plan.total, plan.concurrency)
     if not bad or limit >= 1 or seen < least or bad / seen <= limit:
         return ""
