@@ -69,7 +69,8 @@ FROM seen s WHERE g.id = s.id AND s.verb IS NOT NULL
 RETURNING g.id, g.type, g.fingerprint, s.was, g.state, s.verb, g.state_reason
 """
 _TO_JUDGE: Final = """
-SELECT f.id, f.type, f.reason, f.fingerprint, g.triaged_at IS NULL FROM queues_failurecount f JOIN dlq_failuregroup g ON g.id = f.id
+SELECT f.id, f.type, f.reason, f.fingerprint, g.triaged_at IS NULL
+FROM queues_failurecount f JOIN dlq_failuregroup g ON g.id = f.id
 WHERE f.open > 0 AND (g.triaged_at IS NULL OR g.triaged_at < jobs_now() - make_interval(secs => %(again)s))
 ORDER BY g.triaged_at NULLS FIRST, f.tier, f.id LIMIT %(limit)s
 """

@@ -187,6 +187,8 @@ def abort_replays(request: HttpRequest, plan_id: str) -> HttpResponse:
 def _steer(request: HttpRequest, plan_id: str, act: Callable[..., ReplayPlan]) -> HttpResponse:
     with bounded():
         plan, key = _find(request, plan_id)
+    if act is people.resume and plan.forced:
+        raise Problem("not_possible", "Only an admin resumes a plan that is forced, on the board.", state=plan.state)
     why = envelope.read_why(request, key=key)
     with bounded():
         try:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
+from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods
@@ -20,7 +21,7 @@ from dlq.replaying import Who
 from jobsboard.board.acting import who
 from jobsboard.board.asking import Asked, Deed, Refused, ask, note
 from jobsboard.board.replays import line, plan_page
-from jobsboard.roles import require
+from jobsboard.roles import can, require
 
 _DEEDS: Final = {
     "pause": Deed(
@@ -52,6 +53,8 @@ def act_on_plan(request: HttpRequest, plan_id: UUID, verb: str) -> HttpResponse:
     deed, plan = _DEEDS.get(verb), read.plan(plan_id)
     if deed is None or plan is None:
         raise Http404
+    if verb == "resume" and plan.forced and not can(request.user, "replay_anyway"):
+        raise PermissionDenied
     back, shown = reverse("replay-plan", args=[plan_id]), line(plan)
     asked = Asked(
         deed=deed,

@@ -12,7 +12,11 @@ _COUNTS = (
 )  # fmt: skip
 _SUMS = ", ".join(f"coalesce(sum(n) FILTER (WHERE measure = '{c}' AND bucket < 0), 0) AS {c}" for c in _COUNTS)
 _ADDS = ", ".join(f"{c} = r.{c} + excluded.{c}" for c in _COUNTS)
-_REASON = "CASE bucket " + " ".join(f"WHEN {code} THEN '{reason}'" for reason, code in REASON_CODES.items()) + " END"
+_REASON = (
+    "CASE split_part(measure, '.', 2) "
+    + " ".join(f"WHEN '{code}' THEN '{reason}'" for reason, code in REASON_CODES.items())
+    + " END"
+)
 
 # Complete is a fold that took all that its snapshot shows: not what another folder has, whose work is not committed.
 # The time of the last complete one is written every few seconds while nothing happens: pages and metrics judge windows
@@ -28,7 +32,7 @@ WITH taken AS MATERIALIZED (
   FROM taken t CROSS JOIN (VALUES ('minute'), ('hour'), ('day'), ('total')) AS g (grain)
   WHERE measure NOT LIKE 'open.%%' AND measure NOT LIKE 'died.%%' AND measure NOT LIKE 'resolved.%%'
 ), failed AS (
-  SELECT type, {_REASON} AS reason, split_part(measure, '.', 2) AS fingerprint, date_trunc('hour', at) AS hour,
+  SELECT type, {_REASON} AS reason, split_part(measure, '.', 3) AS fingerprint, date_trunc('hour', at) AS hour,
     max(tier) AS tier, min(at) FILTER (WHERE measure LIKE 'died.%%') AS first_at,
     max(at) FILTER (WHERE measure LIKE 'died.%%') AS last_at,
     coalesce(sum(n) FILTER (WHERE measure LIKE 'died.%%'), 0) AS died,
@@ -111,7 +115,7 @@ WITH there AS (
   SELECT type, reason, fingerprint, sum(n) AS n FROM (
     SELECT type, reason, fingerprint, open AS n FROM queues_failurecount
     UNION ALL
-    SELECT type, {_REASON}, split_part(measure, '.', 2), CASE WHEN measure LIKE 'died.%%' THEN n ELSE -n END
+    SELECT type, {_REASON}, split_part(measure, '.', 3), CASE WHEN measure LIKE 'died.%%' THEN n ELSE -n END
     FROM queues_outcomedelta WHERE measure LIKE 'died.%%' OR measure LIKE 'resolved.%%') AS c GROUP BY 1, 2, 3
 ), wrong AS (
   SELECT type, reason, fingerprint, coalesce(t.n, 0) - coalesce(c.n, 0) AS n, t.tier, t.first_at, t.last_at
@@ -165,8 +169,9 @@ def forget_suspected(*, days: int, limit: int) -> int:
 def recount_failures() -> int:
     """Put right how many dead letters of each failure are open; returns how many counts were wrong."""
     with transaction.atomic():
-        # One at a time, and against no fold: two that saw the same difference would both take it away.
-        execute("SELECT id FROM queues_boardversion WHERE id = 1 FOR UPDATE", {})
+        # One at a time: two that saw the same difference would both take it away. A lock of its own: the board's
+        # version is written by whoever acts, and this reads every dead letter.
+        execute("SELECT pg_advisory_xact_lock(hashtext('recount_failures'))", {})
         return len(execute(RECOUNT, {}))
 
 

@@ -104,9 +104,12 @@ _REASON_CODE = "CASE m.reason " + " ".join(f"WHEN '{r}' THEN {c}" for r, c in RE
 
 
 def of_failure(measure: str, at: str, dead: str) -> tuple[str, str, str, str]:
-    """Return the row that counts dead letters by what they died of, where `dead` holds."""
-    name = f"'{measure}.' || CASE WHEN {dead} THEN left(coalesce(m.fingerprint, ''), 16) ELSE '' END"
-    return (minute(at), name, _REASON_CODE, f"({dead})::integer")
+    """Return the row that counts dead letters by what they died of, where `dead` holds: measure.reason.fingerprint.
+
+    No bucket: the release before would put it into a histogram, whose measures are short, and its fold would stand.
+    """
+    cause = f"({_REASON_CODE}) || '.' || left(coalesce(m.fingerprint, ''), 16)"
+    return (minute(at), f"'{measure}.' || CASE WHEN {dead} THEN {cause} ELSE '' END", "-1", f"({dead})::integer")
 
 
 # What every settling statement counts. `moved` has was, since (when it came into that state), left_at, state, reason,

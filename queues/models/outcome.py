@@ -8,7 +8,7 @@ class OutcomeDelta(models.Model):
     """A change of counts, written by the statement that caused it and deleted by the fold that sums it.
 
     Shape: measure is a column of OutcomeRollup, one of OutcomeBuckets with a bucket, `open.<state>`, or
-    `died.<fingerprint>` and `resolved.<fingerprint>` with the reason's code as bucket (FailureCount).
+    `died.<reason code>.<fingerprint>` and `resolved.…` likewise (FailureCount).
     """
 
     at = models.DateTimeField()

@@ -11,6 +11,7 @@ from django.urls import reverse
 
 from dlq.models import PlanItem, ReplayPlan
 from dlq.plans import advance
+from dlq.plans import step as stepping
 from dlq.plans.selection import Selection
 from jobsboard.board.replays import CODES, LOOKS
 from queues import actions, contract_switches, contracts
@@ -210,8 +211,8 @@ def test_items_page_by_100_and_odd_numbers_are_the_beginning(viewer: Client) -> 
 
 
 def test_every_code_of_an_item_has_words() -> None:
-    """The codes of dlq.plans.advance, so that no page shows a bare name."""
-    source = Path(advance.__file__).read_text()
+    """The codes of dlq.plans, so that no page shows a bare name."""
+    source = "".join(Path(str(module.__file__)).read_text() for module in (advance, stepping))
     named = set(re.findall(r'(?:skipped\(|code=)"(\w+)"', source))
     assert {"gone", "changed", "not_open", "not_replayed"} <= named
     assert named <= set(CODES)
