@@ -151,6 +151,8 @@ def _of_jobs(query: Mapping[str, str], *, metric: str, reason: str) -> tuple[str
     """Lead to the page of what a finding counts: of a tier, of a type, or of all."""
     if metric in _DEAD:
         return _at("dead-letters", {**query, "reason": reason}), "Dead letters"
+    if metric == Metric.REPLAY_PLANS_STOPPED:
+        return reverse("replays"), "Replays"
     if metric == Metric.LIMBO:
         return _at("jobs", {"state": "processing"}), "Running jobs"
     if metric in _WAITING and query:

@@ -63,6 +63,7 @@ def test_an_alert_says_what_it_consists_of(viewer: Client) -> None:
         ("probe:mail.send", "probe_failed", "", "/probes/"),
         ("endpoint:3", "undelivered", "", "/webhooks/"),
         ("workers:tier1", "worker_memory", "", "/"),
+        ("all", "replay_plans_stopped", "", "/replays/"),
         ("all", "limbo", "", "/jobs/?state=processing"),
         ("all", "rollup_age", "", "/"),
         ("tierx", "lag", "", ""),
