@@ -76,8 +76,10 @@ def test_a_dead_letter_is_replayed_through_the_dialog(visit: Start, person: Pers
     page = window.page
     expect(page.locator("h1")).to_contain_text("promise")
     page.click("nav >> text=Dead letters")
-    expect(page.locator("h1")).to_have_text("1 dead letter")
+    expect(page.locator("h1")).to_have_text("1 dead letter, 1 reason")
     page.click("text=Review")
+    expect(page.locator("h1")).to_have_text("1 dead letter is unresolved, 1 died of this")
+    page.click(f"a[href='/dlq/{job.id}/']")
     expect(page.locator("h1")).to_contain_text("mail.send died")
 
     page.wait_for_selector(POWERED)

@@ -224,8 +224,8 @@ def arena(transactional_db: None) -> Iterator[Arena]:
 
 Done = Sequence[tuple[str, str]]
 COUNTED: Final = """
-SELECT measure, sum(n)::integer FROM queues_outcomedelta WHERE bucket < 0 OR measure IN ('lag', 'run')
-GROUP BY measure HAVING sum(n) <> 0
+SELECT CASE WHEN measure ~ '^(died|resolved)[.]' THEN split_part(measure, '.', 1) ELSE measure END, sum(n)::integer
+FROM queues_outcomedelta WHERE bucket < 0 OR measure IN ('lag', 'run') GROUP BY 1 HAVING sum(n) <> 0
 """
 YES: Final = frozenset({("finish", "confirmed"), ("confirm", "kept"), ("confirm", "late")})
 COLUMNS: Final = ("fence", "attempt", "begun", "crashes", "failures")
@@ -290,6 +290,9 @@ def _counts(before: Job, state: str, resolution: str | None, done: Done) -> dict
         counts.update({state: 1, "lag": state == S.CONFIRMED, "in_window": state == S.CONFIRMED})
         counts["excluded"] += state == S.CANCELLED
         counts["ended"] += before.replay_of is None
+        counts["died"] += state == S.DEAD
+    if S.DEAD in (before.state, state):
+        counts["resolved"] += ("close", "closed") in done or ("replay", "child") in done
     back = before.state == S.RETRYING or any(deed in done for deed in (("fail", "retrying"), ("rescue", "retrying")))
     counts["retries"] += ("claim", "run") in done and back
     no = [i for i, deed in enumerate(done) if deed in {("reject", "kept"), ("reject", "rejected")}]
