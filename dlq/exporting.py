@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import UUID
 
-from django.db import connection
-
+from dlq import sql
 from queues import audit, contracts
 from queues.models import Job
 from queues.redaction import REDACTED, redact, redact_text
@@ -97,7 +96,7 @@ class By:
 def count(wanted: Wanted) -> int:
     """Count what would be exported, at most MOST + 1."""
     where, params = _filter(wanted)
-    found = _rows(_COUNT.format(where=where), {**params, "types": wanted.names, "limit": MOST + 1, "before": _LAST})
+    found = sql.rows(_COUNT.format(where=where), {**params, "types": wanted.names, "limit": MOST + 1, "before": _LAST})
     return int(found[0][0])
 
 
@@ -196,7 +195,7 @@ def _time(at: dt.datetime) -> str:
 
 
 def _filter(wanted: Wanted) -> tuple[str, dict[str, Any]]:
-    chosen = [sql for name, sql in _CONDITIONS.items() if getattr(wanted, name) is not None]
+    chosen = [words for name, words in _CONDITIONS.items() if getattr(wanted, name) is not None]
     if wanted.until is not None:
         chosen.append("j.accepted_at < %(until)s")
     if wanted.since is not None:
@@ -213,7 +212,7 @@ def _first_id(at: dt.datetime) -> UUID:
 
 def _chunk(wanted: Wanted, name: str, before: UUID, *, limit: int) -> tuple[list[Row], UUID | None]:
     where, params = _filter(wanted)
-    found = _rows(_CHUNK_SQL.format(where=where), {**params, "type": name, "before": before, "limit": limit})
+    found = sql.rows(_CHUNK_SQL.format(where=where), {**params, "type": name, "before": before, "limit": limit})
     rows = [_read(values) for values in found]
     return rows, UUID(rows[-1]["id"]) if len(rows) == limit else None
 
@@ -242,9 +241,3 @@ def _redacted(name: str, version: int, payload: str | None) -> Any:
         # Nobody can say any more what was secret in it.
         return REDACTED
     return redact(json.loads(payload), pointers=pointers)
-
-
-def _rows(sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        return list(cursor.fetchall())

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from django.db import connection
-
+from dlq import sql
 from queues import contracts, outside
 from queues.contracts import Contract, UnknownContract
 from queues.models import Job
@@ -124,8 +123,8 @@ def health(types: Iterable[str]) -> dict[str, Dependency]:
         for name in wanted
     }
     asked = {"types": sorted({other for others in sharing.values() for other in others}), "minutes": RECENT_MINUTES}
-    runs = _rows(_RUNS, asked)
-    probes = _rows(_PROBES, asked)
+    runs = sql.rows(_RUNS, asked)
+    probes = sql.rows(_PROBES, asked)
     return {name: _dependency(named[name], sharing[name], runs, probes) for name in wanted}
 
 
@@ -161,12 +160,12 @@ def holders(jobs: Sequence[Job]) -> Mapping[tuple[str, str], Holder]:
     pairs = sorted({(job.type, job.dedupe_key) for job in jobs if job.dedupe_key is not None})
     if not pairs:
         return {}
-    rows = _rows(_HOLDERS, {"types": [pair[0] for pair in pairs], "keys": [pair[1] for pair in pairs]})
+    rows = sql.rows(_HOLDERS, {"types": [pair[0] for pair in pairs], "keys": [pair[1] for pair in pairs]})
     # Mostly a job holds its own key.
     states = {job.id: job.state for job in jobs}
     others = [row[2] for row in rows if row[2] not in states]
     if others:
-        states |= dict(_rows(_STATES, {"ids": others}))
+        states |= dict(sql.rows(_STATES, {"ids": others}))
     return {(name, key): Holder(id=job_id, state=states.get(job_id)) for name, key, job_id in rows}
 
 
@@ -178,11 +177,5 @@ def _then(job: Job) -> Contract | None:
 
 
 def _now() -> dt.datetime:
-    at: dt.datetime = _rows("SELECT jobs_now()", {})[0][0]
+    at: dt.datetime = sql.rows("SELECT jobs_now()", {})[0][0]
     return at
-
-
-def _rows(sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        return list(cursor.fetchall())

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
+from dlq import sql
 from dlq.models import FailureGroup
 from dlq.replaying import Who
 from queues import audit, lifecycle
@@ -103,6 +104,7 @@ _FROM: Final = "queues_failurecount f LEFT JOIN dlq_failuregroup g ON g.id = f.i
 _BARS: Final = """ARRAY(SELECT coalesce(h.died, 0) FROM generate_series(
     date_trunc('hour', jobs_now()) - interval '23 hours', date_trunc('hour', jobs_now()), interval '1 hour') AS s (at)
   LEFT JOIN queues_failurehour h ON h.failure_id = p.id AND h.at = s.at ORDER BY s.at)"""
+_OPEN: Final = "SELECT count(*) FROM (SELECT 1 FROM queues_failurecount WHERE open > 0 LIMIT %(most)s) AS n"
 _LIST: Final = """
 WITH p AS MATERIALIZED (
   SELECT {columns} FROM {source} WHERE {where} ORDER BY f.tier, f.last_at DESC, f.id DESC LIMIT %(limit)s
@@ -154,15 +156,15 @@ def group_of(job: Job) -> GroupRow | None:
 
 def open_groups() -> int:
     """Count the groups with unresolved dead letters, up to COUNTED_MOST."""
-    sql = "SELECT count(*) FROM (SELECT 1 FROM queues_failurecount WHERE open > 0 LIMIT %(most)s) AS n"
-    return int(_rows(sql, {"most": COUNTED_MOST})[0][0])
+    found = sql.rows(_OPEN, {"most": COUNTED_MOST})
+    return int(found[0][0])
 
 
 def _read(where: str, params: dict[str, Any]) -> list[GroupRow]:
-    sql = _LIST.format(columns=_SELECT, source=_FROM, where=where, bars=_BARS)
+    statement = _LIST.format(columns=_SELECT, source=_FROM, where=where, bars=_BARS)
     names = (*_NAMES, "hours")
     found = []
-    for row in _rows(sql, params):
+    for row in sql.rows(statement, params):
         values = dict(zip(names, row, strict=True))
         values["triage"] = json.loads(values["triage"]) if isinstance(values["triage"], str) else values["triage"]
         values["hours"] = [int(n) for n in values["hours"]]
@@ -210,7 +212,7 @@ def _move(
     if found.state == state and found.ignored_until == until:
         return found
     before = {"state": found.state}
-    died, now = _rows(_DIED_NOW, {"id": found.id})[0]
+    died, now = sql.rows(_DIED_NOW, {"id": found.id})[0]
     found.state, found.state_at, found.state_by, found.state_reason = state, now, who.actor[:150], who.reason[:1000]
     found.ignored_until, found.died_before = until, died or 0
     found.save()
@@ -281,9 +283,3 @@ def no_longer_replayed(plan_id: UUID) -> None:
     """Take that back: the plan has ended or stopped."""
     with connection.cursor() as cursor:
         cursor.execute(_NO_LONGER_REPLAYED, {"plan": plan_id})
-
-
-def _rows(sql: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        return list(cursor.fetchall())

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from django.db import connection, transaction
 
-from dlq import facts, preflight
+from dlq import facts, preflight, sql
 from dlq.models import FailureGroup
 from queues import audit, lifecycle
 from queues.models import Job
@@ -85,8 +85,8 @@ _LIBRARY: Final = ("site-packages", "/lib/python", "/queues/", "<frozen")
 def run_once() -> bool:
     """Do one round; returns whether there may be more at once."""
     with transaction.atomic():
-        met = _rows(_NEW, {"limit": MOST})
-        moved = _rows(_MOVED, {"limit": MOST, "quiet": QUIET_SECONDS})
+        met = sql.rows(_NEW, {"limit": MOST})
+        moved = sql.rows(_MOVED, {"limit": MOST, "quiet": QUIET_SECONDS})
         for group_id, name, fingerprint, was, state, verb, why in moved:
             audit.record(
                 f"failure_group.{verb}", actor="system", object_type="failure_group", object_id=group_id,
@@ -109,13 +109,13 @@ def forget_gone() -> bool:
 
 def _judge_some() -> bool:
     """Judge those that were never judged, then those that were judged long ago; returns whether more never were."""
-    found = _rows(_TO_JUDGE, {"again": JUDGE_AGAIN_SECONDS, "limit": JUDGE_GROUPS})
+    found = sql.rows(_TO_JUDGE, {"again": JUDGE_AGAIN_SECONDS, "limit": JUDGE_GROUPS})
     for group_id, name, reason, fingerprint, _ in found:
         same = "= %(fingerprint)s" if fingerprint else "IS NULL"
         params = {"type": name, "reason": reason, "fingerprint": fingerprint, "limit": JUDGE_JOBS}
-        ids = [row[0] for row in _rows(_NEWEST.format(same=same), params)]
+        ids = [row[0] for row in sql.rows(_NEWEST.format(same=same), params)]
         jobs = list(Job.objects.filter(id__in=ids).order_by("-id"))
-        values: dict[str, Any] = {"triage": None, "triaged_at": _rows("SELECT jobs_clock()", {})[0][0]}
+        values: dict[str, Any] = {"triage": None, "triaged_at": sql.clock()}
         if jobs:
             values |= _sample(jobs[0])
         try:
@@ -157,9 +157,3 @@ def frame_of(traceback: str) -> str:
         if not any(place in path for place in _LIBRARY):
             return f"{path}:{line} {function}"[:300]
     return ""
-
-
-def _rows(sql: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        return list(cursor.fetchall())

@@ -8,11 +8,10 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from django.db import connection
-
+from dlq import sql
 from dlq.models import FailureGroup, ReplayPlan
 
 LOOK_AT_MOST: Final = 1_000
@@ -85,13 +84,13 @@ def news() -> Sequence[News]:
     """Return failures that are new or came back, those that killed last first; of LOOK_AT_MOST."""
     return [
         News(tier=tier, type=name, reason=reason, first_at=first, regressed_at=regressed, error_class=error)
-        for tier, name, reason, first, regressed, error in _rows(_NEWS, {"most": LOOK_AT_MOST})
+        for tier, name, reason, first, regressed, error in sql.rows(_NEWS, {"most": LOOK_AT_MOST})
     ]
 
 
 def stopped() -> Stopped:
     """Return the plans that their stop rule holds until somebody resumes or aborts them."""
-    rows = _rows(_STOPPED, {})
+    rows = sql.rows(_STOPPED, {})
     if not rows:
         return Stopped(n=0)
     plan_id, action, why, n = rows[0]
@@ -104,12 +103,6 @@ def states() -> tuple[Mapping[str, int], Mapping[str, int]]:
     Shape: state → n of groups, state → n of plans; every state is there.
     """
     groups, plans = dict.fromkeys(STATES, 0), dict.fromkeys(PLAN_STATES, 0)
-    for kind, state, n in _rows(_STATES, {"most": COUNT_AT_MOST}):
+    for kind, state, n in sql.rows(_STATES, {"most": COUNT_AT_MOST}):
         (groups if kind == "group" else plans)[state] = n
     return groups, plans
-
-
-def _rows(sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        return list(cursor.fetchall())

@@ -14,7 +14,7 @@ from uuid import UUID
 from django.db import connection, transaction
 
 from dlq import facts as reading
-from dlq import groups, preflight
+from dlq import groups, preflight, sql
 from dlq.models import PlanItem, ReplayPlan
 from dlq.plans import following, live, step
 from dlq.plans.step import PRIORITY
@@ -67,7 +67,7 @@ def advance(plan_id: UUID) -> bool:
             return False
         fault("plan.locked")
         before = _seen(plan)
-        now = live.clock()
+        now = sql.clock()
         # The clock went back: nothing is to stand still until it is where it was.
         plan.paced_at, plan.judged_since = min(plan.paced_at, now), min(plan.judged_since, now)
         following.follow(plan)
@@ -175,7 +175,7 @@ def _fails_already(plan: ReplayPlan) -> str:
     if plan.action != _Action.REPLAY or plan.dry_run or plan.forced:
         return ""
     for found in reading.health(_types_left(plan)).values():
-        check = preflight.dependency(found, now=live.clock())
+        check = preflight.dependency(found, now=sql.clock())
         if check.result == "fail":
             return f"Nothing was replayed: {check.title} ({check.evidence})"
     return ""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from django.db import connection
 
+from dlq import sql
 from dlq.models import ReplayPlan
 from queues.redaction import redact_text
 from queues.states import JobState
@@ -80,8 +81,8 @@ def follow(plan: ReplayPlan) -> None:
         return
     params = {"plan": plan.id, "every": AWAITING_EVERY_SECONDS, "most": AWAITING_MOST, "judged": plan.judged_since}
     changed: list[_Seen] = []
-    followed = _rows(_FOLLOWED, params)
-    children = {child: rest for child, *rest in _rows(_CHILDREN, {"ids": [row[1] for row in followed]})}
+    followed = sql.rows(_FOLLOWED, params)
+    children = {child: rest for child, *rest in sql.rows(_CHILDREN, {"ids": [row[1] for row in followed]})}
     for number, child, was, was_failing, judged in followed:
         state, failing = children.get(child, (None, False))
         outcome = "lost" if state is None else _OF_STATE.get(state, state)
@@ -98,7 +99,7 @@ def follow(plan: ReplayPlan) -> None:
 
 def newest_error(plan: ReplayPlan) -> str:
     """Return what the newest failed replay said, redacted."""
-    rows = _rows(_NEWEST_ERROR, {"plan": plan.id, "judged": plan.judged_since})
+    rows = sql.rows(_NEWEST_ERROR, {"plan": plan.id, "judged": plan.judged_since})
     if not rows or not rows[0][0]:
         return ""
     return redact_text(f"{rows[0][0]}: {rows[0][1] or ''}")[:300]
@@ -112,9 +113,3 @@ def _count(plan: ReplayPlan, was: str, outcome: str, *, judged: bool) -> None:
     if judged:
         plan.judged_ok += int(outcome in _WELL) - int(was in _WELL)
         plan.judged_bad += int(outcome in _BADLY) - int(was in _BADLY)
-
-
-def _rows(sql: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        return list(cursor.fetchall())

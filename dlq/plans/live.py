@@ -5,7 +5,6 @@ One look at the front of each type's line, by the staging index; nothing is coun
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from collections.abc import Collection
 from typing import Any, Final
@@ -62,11 +61,3 @@ def _behind(queues: Collection[str], *, slower_than: int) -> str:
         cursor.execute(_OLDEST, params)
         row = cursor.fetchone()
     return "" if row is None else f"Live work comes first: {row[0]} is due for {row[1]:.0f} s"[:300]
-
-
-def clock() -> dt.datetime:
-    """Return the database's time."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT jobs_clock()")
-        at: dt.datetime = cursor.fetchone()[0]
-        return at

@@ -7,9 +7,9 @@ from uuid import UUID
 
 from django.db import transaction
 
-from dlq import groups
+from dlq import groups, sql
 from dlq.models import ReplayPlan
-from dlq.plans import advance, selection
+from dlq.plans import advance
 from dlq.replaying import Who
 from queues import audit, lifecycle
 
@@ -49,7 +49,7 @@ def resume(plan_id: UUID, *, who: Who) -> ReplayPlan:
             return plan
         if plan.state not in (_State.PAUSED, _State.STOPPED):
             raise NotPossible(plan, "resumed")
-        now = selection.now()
+        now = sql.clock()
         plan.judged_since, plan.paced_at = now, now
         plan.judged_ok = plan.judged_bad = plan.failing = 0
         # Groups before the board's version, which `_move` writes: everybody takes these locks in this order.
@@ -69,13 +69,13 @@ def abort(plan_id: UUID, *, who: Who) -> ReplayPlan:
         # The rest of a long one is the service's.
         advance.skip_rest(plan)
         if plan.total == plan.done + plan.skipped + plan.failed and not plan.open + plan.awaiting:
-            plan.finished_at = selection.now()
+            plan.finished_at = sql.clock()
         groups.no_longer_replayed(plan.id)
         return _move(plan, _State.ABORTED, who=who, verb="aborted")
 
 
 def _move(plan: ReplayPlan, state: ReplayPlan.State, *, who: Who, verb: str) -> ReplayPlan:
-    before, plan.state, plan.state_at = plan.state, state, selection.now()
+    before, plan.state, plan.state_at = plan.state, state, sql.clock()
     plan.state_reason, plan.held = f"{verb.capitalize()} by {who.actor}: {who.reason}"[:1000], ""
     plan.save()
     audit.record(

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from django.db import connection
 
+from dlq import sql
 from queues.states import DEAD_REASONS
 
 MOST: Final = 100_000
@@ -112,27 +113,24 @@ FROM ({chosen} LIMIT %(most)s) AS c
 
 def count(selection: Selection, *, types: Sequence[str], as_of: dt.datetime) -> int:
     """Count what is chosen, at most MOST + 1."""
-    sql, params = _chosen(selection, types=types, as_of=as_of)
+    chosen, params = _chosen(selection, types=types, as_of=as_of)
     with connection.cursor() as cursor:
-        cursor.execute(_COUNT.format(chosen=sql), params)
+        cursor.execute(_COUNT.format(chosen=chosen), params)
         return int(cursor.fetchone()[0])
 
 
 def freeze(selection: Selection, *, plan_id: UUID, types: Sequence[str], as_of: dt.datetime, newest_first: bool) -> int:
     """Write the items of a plan, at most MOST + 1; returns how many. In the transaction that makes the plan."""
-    sql, params = _chosen(selection, types=types, as_of=as_of)
+    chosen, params = _chosen(selection, types=types, as_of=as_of)
     order = "DESC" if newest_first else "ASC"
     with connection.cursor() as cursor:
-        cursor.execute(_FREEZE.format(chosen=sql, order=order), {**params, "plan": plan_id})
+        cursor.execute(_FREEZE.format(chosen=chosen, order=order), {**params, "plan": plan_id})
         return int(cursor.rowcount)
 
 
 def now() -> dt.datetime:
-    """Return the database's time: the moment that a look at the selection is of."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT jobs_clock()")
-        at: dt.datetime = cursor.fetchone()[0]
-        return at
+    """Return the moment that a look at the selection is of."""
+    return sql.clock()
 
 
 def _chosen(selection: Selection, *, types: Sequence[str], as_of: dt.datetime) -> tuple[str, dict[str, Any]]:
@@ -143,7 +141,7 @@ def _chosen(selection: Selection, *, types: Sequence[str], as_of: dt.datetime) -
         return _IDS, {**params, "types": list(types), "ids": list(set(selection.ids))}
     conditions = ["j.type = ANY(%(types)s::text[])"]
     conditions.append("j.settled_at <= %(as_of)s" if selection.state == DEAD else "j.accepted_at <= %(as_of)s")
-    conditions += [sql for name, sql in _CONDITIONS.items() if getattr(selection, name) is not None]
+    conditions += [words for name, words in _CONDITIONS.items() if getattr(selection, name) is not None]
     if selection.fingerprint == "":
         conditions = [one if one != _CONDITIONS["fingerprint"] else "j.fingerprint IS NULL" for one in conditions]
     template = _DEAD if selection.state == DEAD else _WAITING
