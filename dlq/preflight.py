@@ -15,9 +15,9 @@ from uuid import UUID
 
 from dlq import facts as reading
 from dlq.facts import Dependency, Facts
-from queues import accept, contract_versions, outside
+from queues import accept, outside
 from queues.lifecycle import Edit
-from queues.models import ContractRevision, Job
+from queues.models import Job
 from queues.redaction import redact_text
 from queues.request import PayloadInvalid
 from queues.states import REPLAYABLE, JobState, Reason, Resolution
@@ -313,23 +313,6 @@ def _contract(facts: Facts) -> Check:
         words = f"Accepted under v{job.contract_version}, runs under v{known.version}"
         return said("Contract changed since acceptance", "note", words)
     return said("Same contract", "pass", f"Still v{known.version}; a replay gets a new max age")
-
-
-def contract_changes(job: Job) -> dict[str, list[Any]]:
-    """Return what the contract says otherwise today than when the job was accepted: field → [then, now].
-
-    Empty when nothing does, or when one of the versions is not kept.
-    """
-    newest = (
-        ContractRevision.objects.filter(job_type_id=job.type).order_by("-version").values_list("version", flat=True)
-    )
-    now = newest.first()
-    if now is None or now == job.contract_version:
-        return {}
-    try:
-        return dict(contract_versions.compare(job.type, job.contract_version, now))
-    except ContractRevision.DoesNotExist:
-        return {}
 
 
 def _cause(facts: Facts) -> Check:

@@ -14,13 +14,11 @@ from queues.lifecycle import End, Verdict
 from queues.lifecycle.sweep import CHECKS_LOST_MOST
 from queues.models import JobType
 from queues.runtime.chunk import Runner
-from queues.runtime.context import context_of
-from queues.runtime.execute import Ended, execute
 from queues.runtime.leases import LeaseTable
-from queues.runtime.steps import RunSteps
 from queues.scheduler import confirmations
 from queues.states import JobState
 from tests.factories import TYPE, accept, claim, get, lose_lease, make_type, set_columns, sql
+from tests.queues.reviewed import poll, run_once
 
 pytestmark = pytest.mark.django_db
 S = JobState
@@ -70,21 +68,6 @@ def world(db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     yield made
     handlers._handlers.pop(TYPE)
     handlers._checks.pop(TYPE, None)
-
-
-def run_once(job_id: UUID) -> Ended:
-    """Claim, run and finish one job, without the threads of a worker."""
-    [run] = claim([job_id])
-    ended = execute(run, context_of(run, steps=RunSteps(run)), begin=lambda limit: None)
-    if not ended.written:
-        lifecycle.settle([ended.end])
-    return ended
-
-
-def poll(job_id: UUID) -> None:
-    """Let the next check be due, and ask it as a worker does."""
-    set_columns(job_id, raw_due_at="jobs_now() - interval '1 ms'")
-    assert Runner(LeaseTable(), node="test").check([job_id]) == 1
 
 
 # While a proof is awaited.
