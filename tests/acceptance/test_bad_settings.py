@@ -178,7 +178,8 @@ def unsafe_database() -> Iterator[str]:
                 supervisor, home, layout.draw_secrets(), throwaway=True, broker_url=os.environ["BROKER_URL"]
             ).database_url
         finally:
-            supervisor.stop_all()
+            # Not stop_all: it ends every child of this process, those that `ended` is starting meanwhile too.
+            supervisor.stop(*supervisor.children)
 
 
 def test_a_database_that_forgets(unsafe_database: str) -> None:
