@@ -9,6 +9,8 @@ LOCAL := $(PYTHON) -m jobsboard.local --die-with-parent
 # Named by the lock's hash: a changed lock is installed again, a touched one is not.
 LOCK_HASH := $(shell cksum < requirements.lock | tr -c '0-9\n' '-' | tr -d '\n')
 STAMP := .venv/.installed-$(LOCK_HASH)
+# What is never imported need not be compiled. The lock's own pip comes first: a Python's may take twice as long.
+INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-input --no-compile --require-hashes
 ARGS ?=
 
 .PHONY: help
@@ -39,6 +41,10 @@ lint: $(STAMP) ## ruff, mypy, import-linter, and Django's own checks
 .PHONY: bench
 bench: $(STAMP) ## measure throughput on servers of its own
 	@exec $(LOCAL) isolated -- python -m benchmarks.drain $(ARGS)
+
+.PHONY: flow
+flow: $(STAMP) ## limits, rates, groups and order on real workers: what is kept, how much of it is used (ARGS="--only order")
+	@exec $(LOCAL) isolated -- python -m benchmarks.flow $(ARGS)
 
 .PHONY: scale
 scale: $(STAMP) ## time metrics, outcomes and the board with 10 thousand jobs and with a million (ARGS="--large 100000")
@@ -100,6 +106,9 @@ $(STAMP):
 	  rm -rf .venv; "$$found" -m venv .venv; \
 	fi; \
 	echo "Installing requirements.lock into .venv"; \
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-input --require-hashes -r requirements.lock; \
+	sed -n '/^pip==/,/[^\\]$$/p' requirements.lock > .venv/pip.lock; \
+	for lock in .venv/pip.lock requirements.lock; do \
+	  $(INSTALL) -r "$$lock"; \
+	done; \
 	rm -f .venv/.installed-*; \
 	touch $@

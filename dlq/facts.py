@@ -12,7 +12,8 @@ from typing import Any, Final
 from uuid import UUID
 
 from dlq import sql
-from queues import contracts, outside
+from queues import breakers, contracts, outside
+from queues.breakers import Standing
 from queues.contracts import Contract, UnknownContract
 from queues.models import Job
 from queues.outside import Answer
@@ -55,8 +56,8 @@ class Dependency:
     """How the newest runs went of all types that name a dependency (or of the type itself, where none is named).
 
     `since` and `until`: from the oldest minute that was looked at to the end of the newest. `probe_ok` and
-    `probe_failing`: the newest success, the first
-    failure in a row, of a probe of any of these types.
+    `probe_failing`: the newest success, the first failure in a row, of a probe of any of these types. `breaker`: how
+    the dependency's stands; None where none is named, or the service has not made it yet.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Dependency:
     until: dt.datetime | None = None
     probe_ok: dt.datetime | None = None
     probe_failing: dt.datetime | None = None
+    breaker: Standing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +127,16 @@ def health(types: Iterable[str]) -> dict[str, Dependency]:
     asked = {"types": sorted({other for others in sharing.values() for other in others}), "minutes": RECENT_MINUTES}
     runs = sql.rows(_RUNS, asked)
     probes = sql.rows(_PROBES, asked)
-    return {name: _dependency(named[name], sharing[name], runs, probes) for name in wanted}
+    standing = {one.name: one for one in breakers.standings()} if any(named.values()) else {}
+    return {name: _dependency(named[name], sharing[name], runs, probes, standing.get(named[name])) for name in wanted}
 
 
 def _dependency(
-    name: str, types: Sequence[str], runs: Sequence[tuple[Any, ...]], probes: Sequence[tuple[Any, ...]]
+    name: str,
+    types: Sequence[str],
+    runs: Sequence[tuple[Any, ...]],
+    probes: Sequence[tuple[Any, ...]],
+    breaker: Standing | None,
 ) -> Dependency:
     minutes: dict[dt.datetime, list[int]] = {}
     for of_type, at, begun, failed, lost in runs:
@@ -152,6 +159,7 @@ def _dependency(
         until=max(minutes) + dt.timedelta(minutes=1) if minutes else None,
         probe_ok=max((ok for ok, failing in seen if ok and not failing), default=None),
         probe_failing=min((failing for _, failing in seen if failing), default=None),
+        breaker=breaker,
     )
 
 

@@ -16,8 +16,9 @@ from uuid import UUID
 from dlq import facts as reading
 from dlq.facts import Dependency, Facts
 from queues import accept, outside
+from queues.breakers import Standing
 from queues.lifecycle import Edit
-from queues.models import Job
+from queues.models import Breaker, Job
 from queues.redaction import redact_text
 from queues.request import PayloadInvalid
 from queues.states import REPLAYABLE, JobState, Reason, Resolution
@@ -260,7 +261,10 @@ def _max_age(facts: Facts) -> Check:
 
 
 def dependency(found: Dependency, *, now: dt.datetime) -> Check:
-    """Judge what jobs depend on by the newest runs of all that depend on it."""
+    """Judge what jobs depend on: by its circuit breaker, else by the newest runs of all that depend on it."""
+    if found.breaker is not None and (told := _by_breaker(found, found.breaker)) is not None:
+        title, result, words = told
+        return Check(name="dependency", title=title, result=result, evidence=words, at=now)
     whom = found.name or "What it calls"
     healthy, failing = f"{whom} is healthy", f"{whom} fails"
 
@@ -286,6 +290,31 @@ def dependency(found: Dependency, *, now: dt.datetime) -> Check:
         return said(healthy, "pass", f"Its probe passed at {_clock(found.probe_ok)}; nothing else ran")
     words = f"Nothing that depends on it ran in the last {reading.RECENT_MINUTES} min, and no probe passed"
     return said(f"Whether {found.name or 'what it calls'} works is not known", "unknown", words)
+
+
+def _by_breaker(found: Dependency, breaker: Standing) -> tuple[str, Result, str] | None:
+    """Return what a breaker says, as title, result and evidence; None where it is closed and has seen too little.
+
+    A probe that fails went the whole way: few failed calls do not outweigh it.
+    """
+    since = f"Since {_clock(breaker.since)}"
+    if breaker.state == Breaker.OPEN:
+        later = f"; next trials at {_clock(breaker.retry_at)}" if breaker.retry_at and not breaker.forced else ""
+        why = _plain(breaker.why).rstrip(".")
+        return f"The circuit breaker of {found.name} is open", "fail", f"{since}{f': {why}' if why else ''}{later}"
+    if breaker.state == Breaker.HALF_OPEN:
+        words = f"{since} it lets {breaker.trial_jobs} jobs through as trials; others wait for how they go"
+        return f"The circuit breaker of {found.name} tries again", "note", words
+    if found.probe_failing is not None or not _tells(breaker):
+        return None
+    bad = f"{breaker.failed + breaker.slow:,} of {breaker.calls:,} calls in {breaker.window_seconds} s failed"
+    slow = " or were slow" if breaker.slow else ""
+    return f"{found.name} is healthy", "pass", f"{bad}{slow}; its circuit breaker is closed"
+
+
+def _tells(breaker: Standing) -> bool:
+    """Tell whether a closed breaker has seen enough calls, and few enough that failed, to say that all is well."""
+    return breaker.calls >= breaker.minimum_calls and breaker.ratio is not None and breaker.ratio < SHAKY_SHARE
 
 
 def _runs(found: Dependency) -> str:

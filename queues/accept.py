@@ -147,7 +147,7 @@ def _accept(items: Sequence[Item], *, probe: bool = False) -> list[Any]:
             answers[position] = error
     first, repeats = _pair_repeats(new)
     if 0 < len(first) <= PUBLISH_AT_MOST:
-        first = [replace(job, publish=broker.is_short(contracts.current(job.type).queue)) for job in first]
+        first = [replace(job, publish=_at_once(contracts.current(job.type))) for job in first]
     _insert(first, answers)
     _answer_repeats(repeats, answers)
     duplicates = Counter(
@@ -156,6 +156,14 @@ def _accept(items: Sequence[Item], *, probe: bool = False) -> list[Any]:
     if duplicates:
         lifecycle.count_duplicates(duplicates)
     return answers
+
+
+def _at_once(contract: Contract) -> bool:
+    """Say whether a new job is published at once; else the stage finds it."""
+    # Behind others of a limited type, or an open breaker, it would only be refused.
+    if contract.guarded and (contract.breaker == "open" or contract.name in backlog.waiting_types()):
+        return False
+    return broker.is_short(contract.queue)
 
 
 def _pair_repeats(new: Sequence[NewJob]) -> tuple[list[NewJob], list[tuple[NewJob, NewJob]]]:

@@ -20,11 +20,13 @@ from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_POST
 
 from queues import contract_rules, contract_versions, workers
+from queues.admin_roles import RoleAdmin, who
 from queues.contract_fields import CALLBACK_SECRET, FIELDS, SECRETS, TARGET_SECRET
 from queues.contract_form import SECRET_FIELDS, ContractForm
 from queues.contract_switches import HOLDS, SwitchRefused, set_switch
 from queues.contract_versions import ContractChanged, ContractInvalid, Diff, JobsExist
-from queues.models import AuditEntry, ContractRevision, JobType, Tier
+from queues.dependency_admin import DependencyAdmin
+from queues.models import AuditEntry, ContractRevision, Dependency, JobType, Tier
 
 # Bulk deletion would go around the audit log, for whatever is registered.
 admin.site.disable_action("delete_selected")
@@ -32,48 +34,7 @@ admin.site.site_header = "Jobsboard"
 admin.site.site_title = "Jobsboard"
 admin.site.index_title = "Settings"
 
-VIEWERS: Final = frozenset({"viewer", "operator", "owner", "admin"})
-EDITORS: Final = frozenset({"owner", "admin"})
 _HISTORY: Final = 200
-
-
-class RoleAdmin:
-    """Owners and admins edit, every role may look; a permission given by name counts as well."""
-
-    opts: Any
-
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self._may(request, "view", VIEWERS) or self._may(request, "change", EDITORS)
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self._may(request, "change", EDITORS)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return self._may(request, "add", EDITORS)
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self._may(request, "delete", EDITORS)
-
-    def has_module_permission(self, request: HttpRequest) -> bool:
-        return self.has_view_permission(request)
-
-    def _may(self, request: HttpRequest, verb: str, groups: frozenset[str]) -> bool:
-        user: Any = request.user
-        if not (user.is_active and user.is_staff):
-            return False
-        if user.has_perm(f"{self.opts.app_label}.{verb}_{self.opts.model_name}"):
-            return True
-        if not hasattr(user, "_group_names"):
-            user._group_names = set(user.groups.values_list("name", flat=True))
-        return bool(groups & user._group_names)
-
-
-def _who(request: HttpRequest) -> dict[str, Any]:
-    return {
-        "actor": request.user.get_username(),
-        "source": "admin",
-        "request_id": getattr(request, "request_id", ""),
-    }
 
 
 FIELDSETS: Final = (
@@ -217,10 +178,10 @@ class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
             form.to_save,
             reason=reason,
             expected_version=form.cleaned_data["base_version"] if change else None,
-            **_who(request),
+            **who(request),
         )
         for switch in form.switches_to_set(reason):
-            set_switch(obj.pk, **switch, **_who(request))
+            set_switch(obj.pk, **switch, **who(request))
         obj.refresh_from_db()
         if saved.version is None:
             messages.info(request, "The contract is as it was: no new version.")
@@ -262,7 +223,7 @@ class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
             if not reason or len(reason) > 1000:
                 messages.error(request, "Nothing was restored: say why, in at most 1000 characters.")
             else:
-                saved = contract_versions.restore(name, version, reason=reason, **_who(request))
+                saved = contract_versions.restore(name, version, reason=reason, **who(request))
                 done = f"Version {version} is back as version {saved.version}." if saved.version else "Nothing differs."
                 messages.success(request, done)
         except ContractRevision.DoesNotExist:
@@ -283,7 +244,7 @@ class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
             return HttpResponseRedirect(reverse("admin:queues_jobtype_change", args=[object_id]))
 
     def delete_model(self, request: HttpRequest, obj: JobType) -> None:
-        contract_versions.delete(obj.pk, reason="Deleted in the admin.", **_who(request))
+        contract_versions.delete(obj.pk, reason="Deleted in the admin.", **who(request))
 
 
 class TierForm(forms.ModelForm):  # type: ignore[type-arg]
@@ -334,7 +295,10 @@ class TierAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
 
     def save_model(self, request: HttpRequest, obj: Tier, form: Any, change: bool) -> None:
         fields = {name: form.cleaned_data[name] for name in contract_versions.TIER_FIELDS}
-        contract_versions.save_tier(obj.pk, fields, reason=form.cleaned_data["reason"], **_who(request))
+        contract_versions.save_tier(obj.pk, fields, reason=form.cleaned_data["reason"], **who(request))
+
+
+admin.site.register(Dependency, DependencyAdmin)
 
 
 def _holds(name: str) -> list[dict[str, Any]]:

@@ -100,20 +100,12 @@ CURRENT: Final = frozenset(
 )
 """A change of these reaches jobs that wait already; they are in every revision all the same."""
 
-_FLOW = "work is not limited, ordered or merged"
+_FLOW = "work is not merged"
 
 NOT_ENFORCED: Final[dict[str, str]] = {
-    "concurrency": _FLOW,
-    "group_concurrency": _FLOW,
-    "rate_per_second": _FLOW,
-    "rate_burst": _FLOW,
-    "group_rate_per_second": _FLOW,
-    "ordered": _FLOW,
-    "ordered_on_failure": _FLOW,
     "overlap": _FLOW,
     "overlap_seconds": _FLOW,
     "deferrable": "nothing is deferred under load",
-    "dependency": "there are no circuit breakers",
     "batch_size": "handlers get one job at a time",
     "canary_ratio": "no version is tried on a share of jobs first",
 }

@@ -30,10 +30,12 @@ from queues.contract_fields import (
     default_of,
     defaults,
 )
+from queues.contract_flow import flow_problems, flow_warnings
 from queues.contract_schema import payload_problems, template_problems
 from queues.contract_schema import problems as schema_problems
 from queues.contract_words import promise_sentence, span, tier_sentence
 from queues.key_template import KeyTemplateError, key_from_template, parse, paths, volatile
+from queues.models.contract import NAME
 
 __all__ = [
     "CURRENT",
@@ -355,6 +357,19 @@ def _url_problem(url: str) -> str:
     return ""
 
 
+def _check_flow(values: Mapping[str, Any], notes: _Notes) -> None:
+    for name, text in flow_problems(values):
+        notes.error(name, text)
+    for text in flow_warnings(values):
+        notes.warn(text)
+
+
+def _check_dependency(values: Mapping[str, Any], notes: _Notes) -> None:
+    """Check its name only: one that is not there is made, with default settings."""
+    if values["dependency"] and not re.match(NAME.regex, values["dependency"]):
+        notes.error("dependency", f"{NAME.message} Example: mail-provider")
+
+
 def _check_probe(values: Mapping[str, Any], notes: _Notes) -> None:
     every = values["probe_every_seconds"]
     if 0 < every < _PROBE_LEAST_SECONDS:
@@ -368,7 +383,7 @@ def _check_probe(values: Mapping[str, Any], notes: _Notes) -> None:
 _USES_CHECK: Final = {"success": "check", "on_unconfirmed": "check_again"}
 _RULES: Final = (
     _check_success, _check_deadline, _check_times, _check_keeping, _check_key, _check_retry, _check_lists,
-    _check_target, _check_urls, _check_probe,
+    _check_target, _check_urls, _check_flow, _check_dependency, _check_probe,
 )  # fmt: skip
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from queues.contract_flow import flow_words
+
 
 def promise_sentence(fields: Mapping[str, Any], *, tier_ratio: float | None = None) -> str:
     """Say in plain words what this contract promises."""
@@ -19,6 +21,7 @@ def promise_sentence(fields: Mapping[str, Any], *, tier_ratio: float | None = No
         _limit_words(fields),
         f"A job gets {tries}; not settled after {span(fields['max_age_seconds'])} it {stale}.",
         _key_words(fields),
+        flow_words(fields),
         _probe_words(fields),
     )
     return " ".join(sentence for sentence in sentences if sentence)

@@ -20,7 +20,8 @@ CURRENT_FIELDS: Final = frozenset(
         "enabled", "paused", "tier", "pool", "handler", "target_url", "target_secret_env", "target_secret",
         "callback_secret_env", "callback_secret", "callback_secret_old", "callback_secret_old_until", "check_url",
         "lease_seconds", "soft_limit_seconds", "hard_limit_seconds", "redact", "dependency",
-        "ordered", "probe_every_seconds", "probe_payload",
+        "concurrency", "group_concurrency", "rate_per_second", "rate_burst", "group_rate_per_second", "ordered",
+        "ordered_on_failure", "breaker", "probe_every_seconds", "probe_payload",
     }
 )  # fmt: skip
 """Read from the newest contract even by a job of an older version (DESIGN.md section 6)."""
@@ -67,7 +68,14 @@ class Contract:
     lease_seconds: int
     soft_limit_seconds: int
     hard_limit_seconds: int
+    concurrency: int
+    group_concurrency: int
+    rate_per_second: float
+    rate_burst: int
+    group_rate_per_second: float
     ordered: bool
+    ordered_on_failure: str
+    breaker: str
     priority_default: int
     dependency: str
     max_payload_bytes: int
@@ -80,6 +88,21 @@ class Contract:
     def queue(self) -> str:
         """Name of the Celery queue: the tier's own, or one pool inside it."""
         return f"tier{self.tier}.{self.pool}" if self.pool else f"tier{self.tier}"
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether its groups have limits or an order of their own."""
+        return self.ordered or self.group_concurrency > 0 or self.group_rate_per_second > 0
+
+    @property
+    def limited(self) -> bool:
+        """Whether anything but its breaker holds its work back; the database has the same in a column."""
+        return self.in_groups or self.concurrency > 0 or self.rate_per_second > 0
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a claim of its jobs has to look at more than the jobs."""
+        return self.limited or self.breaker != "closed"
 
 
 class UnknownContract(LookupError):

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Final
 
 STATEMENTS: Final = (
-    "accept", "cancel", "check_claim", "check_finish", "claim", "confirm", "expire", "finish", "fold", "give_up",
-    "heartbeat", "prune_day", "prune_swap", "replay", "replay_many", "rescue", "step",
+    "accept", "cancel", "check_claim", "check_finish", "claim", "claim_limited", "confirm", "expire", "finish", "fold",
+    "give_up", "heartbeat", "prune_day", "prune_swap", "replay", "replay_many", "rescue", "step",
 )  # fmt: skip
 """Statements of `lifecycle`: `X.before` and `X.after`. Outside a transaction the latter is past the commit, and its
-answer is lost; inside one (cancel, replay, confirm) what belongs to it, such as the audit entry, is not written yet."""
+answer is lost; inside one (claim_limited, cancel, replay, confirm) what belongs to it, such as the audit entry, is not
+written yet."""
 
 POINTS: Final = frozenset(
     {f"{name}.{moment}" for name in STATEMENTS for moment in ("before", "after")}
@@ -34,6 +35,9 @@ POINTS: Final = frozenset(
         "plan.locked",  # a service has taken a plan, and done nothing
         "plan.stepped",  # items, jobs and plan are written, not committed
         "plan.committed",
+        "breaker.judged",  # a breaker has to change, nothing is written
+        "breaker.flipped",  # its change is written, its types do not have it so far, nothing is committed
+        "breaker.committed",
         "alerts.read",  # rules are measured, nothing is written
         "alerts.applied",  # alerts and their deliveries are written, not committed
     }

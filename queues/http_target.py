@@ -80,8 +80,8 @@ class SecretMissing(Exception):
     """Requests cannot be signed. Retried: a mistake in the configuration must not bury thousands of jobs."""
 
 
-def deliver(job: JobContext, contract: Target) -> Confirmed | AwaitingConfirmation:
-    """Send the job to its target and read the answer.
+def deliver(job: JobContext, contract: Target, *, seconds: float | None = None) -> Confirmed | AwaitingConfirmation:
+    """Send the job to its target and read the answer, within so many seconds where they are said.
 
     Raises: PermanentError (400, 410, 422), RetryLater (429, 503 with Retry-After), and TargetFailed, SecretMissing,
         TargetRefused, TargetUnreachable, TargetTimeout, all of which are retried.
@@ -90,7 +90,8 @@ def deliver(job: JobContext, contract: Target) -> Confirmed | AwaitingConfirmati
     headers = _headers(job, signing_key(_secret(contract)), body=job.payload_text)
     # An address that is refused is retried too: a mistake in the allowed ranges, or a resolver that answers with a
     # private address for a moment, must not bury thousands of jobs at once.
-    answer = outbound.post(contract.target_url, body=body, headers=headers)
+    bound = {} if seconds is None else {"seconds": seconds}
+    answer = outbound.post(contract.target_url, body=body, headers=headers, **bound)
     fault("http.answered")
     return _outcome(answer, host=urlsplit(contract.target_url).hostname or "")
 

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from benchmarks.chaos.exhaust import Prober
 from benchmarks.chaos.faults import PAUSE_SECONDS, Faults
 from benchmarks.chaos.history import History
 from benchmarks.chaos.plan import plan
-from benchmarks.chaos.processes import ROOT, Process, until
+from benchmarks.chaos.processes import ROOT, Process, send, until
 from benchmarks.chaos.repairs import CancelClient, ReplayClient
 from benchmarks.chaos.stack import Stack
 from jobsboard.local import ports
@@ -194,7 +195,9 @@ def _heal(chosen: argparse.Namespace, clients: Clients, faults: Faults, ledger_p
     began = time.monotonic()
     if not faults.heal(seconds=chosen.heal_seconds):
         say("the stack did not come back")
+    say(f"all up after {time.monotonic() - began:.1f} s")
     clients.settle(chosen.heal_seconds)
+    say(f"every client knows what became of its requests after {time.monotonic() - began:.1f} s")
     until(lambda: ask_ledger(ledger_port, "/pending") == {"pending": 0}, seconds=chosen.heal_seconds, every=0.5)
     say(f"healed after {time.monotonic() - began:.1f} s")
     for left in (history.still_open, history.unfolded):
@@ -222,6 +225,9 @@ def _judge(
 ) -> checker.Verdicts:
     clients.tell(known)
     if chosen.sabotage:
+        # A sweep would mend a broken row before the checker looks.
+        for scheduler in faults.processes.named("scheduler"):
+            send(scheduler.pid, signal.SIGSTOP)
         say(f"sabotaged; refused: {sabotage.break_all(known, effects)}")
     history.read(effects, known)
     history.load(known)

@@ -33,7 +33,11 @@ SELECT type, reason, left(coalesce(fingerprint, ''), 16) AS fingerprint, count(*
   count(*) FILTER (WHERE resolution = 'open') AS open
 FROM queues_job WHERE state = 'dead' AND NOT probe GROUP BY 1, 2, 3
 """
-GROUPS: Final = "SELECT id, type, reason, fingerprint, state, plan_id::text AS plan FROM dlq_failuregroup"
+GROUPS: Final = """
+SELECT id, type, reason, fingerprint, state, (SELECT a.plan_id::text FROM dlq_planfailure a
+  WHERE a.type = g.type AND a.reason = g.reason AND a.fingerprint = g.fingerprint LIMIT 1) AS plan
+FROM dlq_failuregroup g
+"""
 PLANS: Final = "SELECT * FROM dlq_replayplan ORDER BY created_at"
 
 

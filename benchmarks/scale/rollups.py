@@ -92,7 +92,7 @@ def transitions() -> list[tuple[str, str]]:
     return [
         (ACCEPTED, _parts(ACCEPT, "counted")),
         (CLAIMED, _parts(CLAIM, "counted")),
-        (SETTLED, _parts(SETTLE, "signs", "signs_counted", "counted")),
+        (SETTLED, _parts(SETTLE[False, False], "signs", "signs_counted", "counted")),
         (LOST, _parts(RESCUE, "signs", "signs_counted", "counted")),
         (PROVEN, ended),
         (CLOSED, _parts(CLOSE, "counted")),

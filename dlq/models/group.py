@@ -9,7 +9,8 @@ class FailureGroup(models.Model):
     """One failure of one type: a fingerprint with its state, owner and note.
 
     Counts, first and last seen and the tier are `queues.models.FailureCount`'s row of the same id; nothing is counted
-    here. `died_before` is its count when the group last changed its mind: a resolved group with more dead came back.
+    here. That it is being replayed is read from the plans (`PlanFailure`) and not stored. `died_before` is its count
+    when the group last changed its mind: a resolved group with more dead came back.
     """
 
     class State(models.TextChoices):
@@ -41,7 +42,7 @@ class FailureGroup(models.Model):
     # When it came back after it had been resolved, and how often it did.
     regressed_at = models.DateTimeField(null=True)
     regressions = models.IntegerField(default=0)
-    # The plan that is replaying it.
+    # Not read: the release before wrote the plan here, and the state `replaying`, which counts as open.
     plan_id = models.UUIDField(null=True)
     # What the preflight found in the newest dead letters, from the database alone: {"looked": n, "verdicts":
     # {"safe": n, "unknown": n, "unsafe": n}, "against": {check: n}, "unknown": {check: n}, "notes": {check: n}}.
@@ -56,7 +57,10 @@ class FailureGroup(models.Model):
                 condition=~models.Q(state="ignored") | ~models.Q(state_reason=""),
             ),
         ]
-        indexes = [models.Index(fields=["plan_id"], condition=models.Q(plan_id__isnull=False), name="group_by_plan")]
+        indexes = [
+            models.Index(fields=["plan_id"], condition=models.Q(plan_id__isnull=False), name="group_by_plan"),
+            models.Index(fields=["id"], condition=models.Q(state="ignored"), name="group_ignored"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.type} {self.reason} {self.fingerprint}"

@@ -161,3 +161,22 @@ class PlanItem(models.Model):
 
     def __str__(self) -> str:
         return f"{self.plan_id} {self.number} {self.state}"
+
+
+class PlanFailure(models.Model):
+    """A failure that a replay plan is about, until the plan is over: its group is being replayed while the plan is
+    running, paused or following.
+    """
+
+    pk = models.CompositePrimaryKey("type", "reason", "fingerprint", "plan_id")
+    # FailureCount's identity.
+    type = models.CharField(max_length=64, db_collation="C")
+    reason = models.CharField(max_length=24)
+    fingerprint = models.CharField(max_length=32, db_collation="C", blank=True)
+    plan_id = models.UUIDField()
+
+    class Meta:
+        indexes = [models.Index(fields=["plan_id"], name="failure_by_plan")]
+
+    def __str__(self) -> str:
+        return f"{self.plan_id} {self.type} {self.reason} {self.fingerprint}"

@@ -1,4 +1,4 @@
-"""Forget the items of plans that ended long ago; the plan itself stays, with its counts."""
+"""Forget the items of plans that ended long ago, and what else only plans that go on need; the plan itself stays."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ DELETE FROM dlq_planitem WHERE ctid = ANY(ARRAY(
   SELECT i.ctid FROM dlq_replayplan p JOIN dlq_planitem i ON i.plan_id = p.id
   WHERE p.finished_at < jobs_now() - make_interval(days => %(days)s) LIMIT %(limit)s FOR UPDATE OF i SKIP LOCKED))
 """
+# Where a scheduler of the release before ended the plan.
+_OVER: Final = """
+DELETE FROM dlq_planfailure a USING dlq_replayplan p WHERE p.id = a.plan_id AND p.state IN ('finished', 'aborted')
+"""
 
 
 def forget_items() -> bool:
     """Delete a batch; returns whether there may be more."""
     with connection.cursor() as cursor:
+        cursor.execute(_OVER)
         cursor.execute(_FORGET, {"days": KEEP_DAYS, "limit": MOST})
         return bool(cursor.rowcount == MOST)

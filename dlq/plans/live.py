@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from django.db import connection
 
-from queues import contracts
+from queues import contracts, outcomes
 
 BEHIND_SECONDS: Final = 5.0
 """Live work that is due for longer means that there is no room for more."""
@@ -50,11 +50,18 @@ def forget() -> None:
 
 
 def _behind(queues: Collection[str], *, slower_than: int) -> str:
-    live = [one for one in contracts.all_current().values() if one.queue in queues and one.enabled and not one.paused]
+    live = {
+        name: one.tier
+        for name, one in contracts.all_current().items()
+        if one.queue in queues and one.enabled and not one.paused
+    }
     if not live:
         return ""
+    # A type that moved to another tier leaves jobs behind that carry the old one; its workers take them all the same.
+    older = {(tier, name) for tier, name in outcomes.waiting_pairs() if name in live}
+    pairs = sorted(older | {(tier, name) for name, tier in live.items()})
     params: dict[str, Any] = {
-        "tiers": [one.tier for one in live], "types": [one.name for one in live], "slower": slower_than,
+        "tiers": [tier for tier, _ in pairs], "types": [name for _, name in pairs], "slower": slower_than,
         "behind": BEHIND_SECONDS,
     }  # fmt: skip
     with connection.cursor() as cursor:

@@ -52,7 +52,6 @@ def resume(plan_id: UUID, *, who: Who) -> ReplayPlan:
         now = sql.clock()
         plan.judged_since, plan.paced_at = now, now
         plan.judged_ok = plan.judged_bad = plan.failing = 0
-        # Groups before the board's version, which `_move` writes: everybody takes these locks in this order.
         if plan.action == ReplayPlan.Action.REPLAY and not plan.dry_run:
             groups.being_replayed(plan.id)
         return _move(plan, _State.RUNNING, who=who, verb="resumed")

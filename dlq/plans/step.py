@@ -21,11 +21,10 @@ from dlq.facts import Facts
 from dlq.models import PlanItem, ReplayPlan
 from dlq.plans.selection import WAITING
 from dlq.preflight import Check
-from queues import lifecycle
-from queues.models import AuditEntry, Job
+from queues import audit, lifecycle
+from queues.models import Job
 from queues.redaction import redact_text
-from queues.states import WAITING as WAITING_STATES
-from queues.states import JobState, Reason, Resolution
+from queues.states import OPEN, JobState, Reason, Resolution
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,6 @@ PRIORITY: Final = -100
 """Replays of a plan come after all live work of their type."""
 
 _Action = ReplayPlan.Action
-_OPEN_STATES: Final = (*WAITING_STATES, JobState.AWAITING_CONFIRMATION)
 
 _ENDED: Final = """
 UPDATE dlq_planitem i SET state = e.state, code = e.code, detail = e.detail, child = e.child, outcome = e.outcome,
@@ -109,7 +107,7 @@ def _skipped(plan: ReplayPlan, step: _Step) -> _End | None:
         return _End(number=number, state="waiting")
     job = step.facts.job
     if plan.action != _Action.REPLAY:
-        return _not_closable(plan, job, skipped)
+        return _not_closable(plan, job, number, skipped)
     # The dependency speaks for the whole plan (`_fails_already` and the stop rule), not for one item.
     try:
         checks = [check for check in preflight.judge(step.facts).checks if check.name != "dependency"]
@@ -124,7 +122,12 @@ def _skipped(plan: ReplayPlan, step: _Step) -> _End | None:
     return skipped(code, f"{first.title}: {first.evidence}")
 
 
-def _not_closable(plan: ReplayPlan, job: Job, skipped: Any) -> _End | None:
+def _asked_to_stop(number: int) -> _End:
+    """Return the end of an item whose job runs: it stops when its handler looks, and does not run again."""
+    return _End(number=number, state="done", code="asked_to_stop", detail="It runs, and was asked to stop")
+
+
+def _not_closable(plan: ReplayPlan, job: Job, number: int, skipped: Any) -> _End | None:
     if job.state == JobState.DEAD:
         if plan.selection.get("state") == WAITING:
             end: _End = skipped("changed", "It died before it was cancelled")
@@ -134,8 +137,9 @@ def _not_closable(plan: ReplayPlan, job: Job, skipped: Any) -> _End | None:
         done = f"It was replayed as {job.replayed_by}" if job.replayed_by else f"It was {job.resolution}"
         end = skipped("changed", f"{done} by {job.resolved_by}")
         return end
-    if plan.action == _Action.CANCEL and job.state in _OPEN_STATES:
-        return None
+    if plan.action == _Action.CANCEL and job.state in OPEN:
+        # Also one that a worker has begun since it was chosen: left alone, it would run again after this run.
+        return _asked_to_stop(number) if job.cancel_requested else None
     end = skipped("not_open", f"The job is {job.state.replace('_', ' ')}")
     return end
 
@@ -190,8 +194,11 @@ def _cancel(plan: ReplayPlan, steps: Sequence[_Step]) -> None:
     reason = Reason.PRODUCER if plan.source == "api" else Reason.OPERATOR
     done = {one.id: one for one in lifecycle.cancel([step.item.job_id for step in rest], reason=reason)}
     for step in rest:
-        one = done.get(step.item.job_id)
-        step.end = _End(number=step.item.number, state="done" if one else "waiting")
+        one, number = done.get(step.item.job_id), step.item.number
+        if one is not None and one.state == JobState.PROCESSING:
+            step.end = _asked_to_stop(number)
+        else:
+            step.end = _End(number=number, state="done" if one else "waiting")
     _record(plan, "job.cancelled", {job_id: {"state": one.state.value, "cancel_requested": True}
                                     for job_id, one in done.items()}, before={"cancel_requested": False})  # fmt: skip
 
@@ -212,12 +219,10 @@ def _close(plan: ReplayPlan, steps: Sequence[_Step], resolution: Resolution, act
 
 def _record(plan: ReplayPlan, action: str, changed: Mapping[UUID, Any], *, before: Any) -> None:
     """Write an entry for each job, as if somebody had pressed the button on each."""
-    AuditEntry.objects.bulk_create(
-        AuditEntry(
-            action=action, actor=plan.created_by, object_type="job", object_id=str(job_id), before=before,
-            after={**after, "plan": str(plan.id)}, reason=plan.reason, source=plan.source, request_id=plan.request_id,
-        )
-        for job_id, after in changed.items()
+    audit.record_each(
+        action, {job_id: {**after, "plan": str(plan.id)} for job_id, after in changed.items()},
+        actor=plan.created_by, object_type="job", before=before, reason=plan.reason, source=plan.source,
+        request_id=plan.request_id,
     )  # fmt: skip
 
 

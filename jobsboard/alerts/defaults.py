@@ -93,6 +93,11 @@ DEFAULTS: Final = (
         default_key="dead_inflow.poison", name="Jobs that kill their worker", metric=Metric.DEAD_INFLOW.value,
         reason="poison", threshold=1,
     ),
+    # Trials that go well close it within seconds; what it held then still has to be worked off.
+    Default(
+        default_key="breaker_open", name="A circuit breaker is open", metric=Metric.BREAKER_OPEN.value, threshold=1,
+        for_seconds=5,
+    ),
     # It waits for somebody to resume or to abort it, and is over when somebody did.
     Default(
         default_key="replay_plans_stopped", name="A replay plan was stopped by its rule",

@@ -13,14 +13,21 @@ from jobsboard.models import AlertRule
 
 
 def dead_inflow(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
-    """New dead letters in the stretch, of one reason or of all."""
+    """New dead letters in the stretch, of one reason or of all, apart from those of failures that somebody ignores."""
+    dead = {pair: dict(found) for pair, found in seen.times(rule.over_seconds).dead.items() if covers(rule, *pair)}
+    aside = 0
+    for one in seen.ignored(rule.over_seconds):
+        found = dead.get((one.tier, one.type), {})
+        # Never more than died: a type that moved between tiers has deaths in both.
+        n = min(one.died, found.get(one.reason, 0))
+        if n:
+            found[one.reason] -= n
+            aside += n if rule.reason in ("", one.reason) else 0
     by_reason: dict[str, int] = {}
     by_type: dict[str, int] = {}
-    for (tier, name), found in seen.times(rule.over_seconds).dead.items():
-        if not covers(rule, tier, name):
-            continue
+    for (_, name), found in dead.items():
         for reason, n in found.items():
-            if rule.reason in ("", reason):
+            if n and rule.reason in ("", reason):
                 by_reason[reason] = by_reason.get(reason, 0) + n
                 by_type[name] = by_type.get(name, 0) + n
     if not by_reason:
@@ -28,16 +35,27 @@ def dead_inflow(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(by_reason.items(), key=lambda one: -one[1])[:3])
     words = (
         f"{who(rule)}: {sum(by_reason.values()):,} new dead letters in {duration(rule.over_seconds)} ({reasons}); "
-        f"most of them {max(by_type, key=lambda one: by_type[one])}"
+        f"most of them {max(by_type, key=lambda one: by_type[one])}{_ignored(aside)}"
     )
     return whole(rule, sum(by_reason.values()), words)
 
 
 def dead_open(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
-    """Dead letters that nobody has resolved."""
+    """Dead letters that nobody has resolved, apart from those of failures that somebody ignores."""
     n = seen.board.count("dead", tier=rule.tier, name=rule.job_type or None)
-    one = n == 1
-    return whole(rule, n, f"{who(rule)}: {n:,} dead letter{' waits' if one else 's wait'} for a decision")
+    by_pair: dict[tuple[int, str], int] = {}
+    for one in seen.ignored() if n else ():
+        if covers(rule, one.tier, one.type):
+            by_pair[(one.tier, one.type)] = by_pair.get((one.tier, one.type), 0) + one.open
+    # Never more than there are: a type that moved between tiers has dead letters in both.
+    aside = sum(min(found, seen.board.count("dead", tier=tier, name=name)) for (tier, name), found in by_pair.items())
+    left = n - aside
+    words = f"{who(rule)}: {left:,} dead letter{' waits' if left == 1 else 's wait'} for a decision"
+    return whole(rule, left, words + _ignored(aside))
+
+
+def _ignored(n: int) -> str:
+    return f"; {n:,} more {'is' if n == 1 else 'are'} of failures that somebody ignores" if n else ""
 
 
 def new(rule: AlertRule, seen: Seen) -> Sequence[Reading]:

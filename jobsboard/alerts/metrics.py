@@ -1,6 +1,6 @@
 """What each metric of a rule measures: readings of subjects, with a sentence. Pure functions of what was seen.
 
-Not here: those of dead letters and plans (`failures`).
+Not here: those of dead letters and plans (`failures`), of circuit breakers (`breakers`).
 Source of the burn rate over two stretches: Google's SRE workbook, chapter 5, "Alerting on SLOs".
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from jobsboard.alerts import failures
+from jobsboard.alerts import breakers, failures
 from jobsboard.alerts.readings import Reading, covers, who, whole
 from jobsboard.alerts.seen import Pair, Seen
 from jobsboard.durations import duration
@@ -302,6 +302,7 @@ _METRICS: Final[Mapping[Metric, Callable[[AlertRule, Seen], Sequence[Reading]]]]
     Metric.OLDEST_OPEN: _oldest_open,
     Metric.NO_WORKER: _no_worker,
     Metric.NOT_CONSUMING: _not_consuming,
+    Metric.BREAKER_OPEN: breakers.holding,
     Metric.PROBE_FAILED: _probe_failed,
     Metric.LIMBO: _limbo,
     Metric.WORKER_MEMORY: _worker_memory,

@@ -15,7 +15,8 @@ from django.db import Error
 from dlq import watch as dlq
 from jobsboard.metrics import probes as bounded
 from jobsboard.models import AlertRule, WebhookEndpoint
-from queues import outcomes
+from queues import breakers, outcomes
+from queues.breakers import Standing
 from queues.outcomes import Board, Counts, Flow, ProbeNow, Span, Times, watch
 from queues.states import OPEN
 from queues.workers import GONE_SECONDS
@@ -150,9 +151,25 @@ class Seen:
         return self._once("probes", lambda: outcomes.probes())
 
     @property
+    def breakers(self) -> Sequence[Standing]:
+        """Circuit breakers as they stand."""
+        return self._once("breakers", lambda: breakers.standings())
+
+    @property
     def failures(self) -> Sequence[dlq.News]:
         """Failures that are new or came back."""
         return self._once("failures", lambda: dlq.news())
+
+    def ignored(self, seconds: int = 0) -> Sequence[dlq.Ignored]:
+        """Return the failures that somebody ignores now, with their deaths in the last so many seconds, grown to whole
+        minutes.
+
+        Read after the deaths that these are taken from: an older number would leave some that nobody is to hear of.
+        """
+        if seconds:
+            self.times(seconds)
+        since = self._span(seconds).since if seconds else self.at
+        return self._once(f"ignored {seconds}", lambda: dlq.ignored(since=since))
 
     @property
     def stopped(self) -> dlq.Stopped:

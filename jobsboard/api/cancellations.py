@@ -62,7 +62,5 @@ def _allowed(request: HttpRequest, body: Cancellations) -> Key:
 
     Raises: Problem 403.
     """
-    waits = body.filter is not None and body.filter.state == "waiting"
-    if waits or (body.ids is not None and body.action == "cancel"):
-        key_of(request, scope="jobs:write")
-    return key_of(request, scope="jobs:write" if waits else "dlq:replay")
+    chosen = {"ids": len(body.ids)} if body.ids is not None else {"state": body.filter.state if body.filter else ""}
+    return [key_of(request, scope=scope) for scope in plans.needs(body.action, chosen)][-1]

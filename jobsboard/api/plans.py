@@ -6,6 +6,7 @@ Not here: what a plan does (`dlq.plans`), the calls (`jobsboard.api.replays`, `j
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
@@ -18,7 +19,7 @@ from django.http import HttpRequest, HttpResponse
 from dlq.models import PlanItem, ReplayPlan
 from dlq.plans import create, read
 from dlq.plans.create import PlanRequest
-from dlq.plans.selection import MOST, Selection, SelectionInvalid
+from dlq.plans.selection import MOST, WAITING, Selection, SelectionInvalid
 from jobsboard.api import envelope, job_json, listing, times
 from jobsboard.api.access import key_of
 from jobsboard.api.keys import Key
@@ -97,6 +98,22 @@ def writer(request: HttpRequest) -> Key:
         return key_of(request, scope="dlq:replay")
     except Problem:
         return key_of(request, scope="jobs:write")
+
+
+def needs(action: str, selection: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the scopes that a plan needs, made or steered: jobs that wait are the producer's, dead letters are not.
+
+    Ids to be cancelled may be of both.
+    """
+    if selection.get("state") == WAITING:
+        return ("jobs:write",)
+    of_both = action == ReplayPlan.Action.CANCEL and "ids" in selection
+    return ("jobs:write", "dlq:replay") if of_both else ("dlq:replay",)
+
+
+def may_steer(request: HttpRequest, plan: ReplayPlan) -> Key:
+    """Return the key of a request that may do with a plan what making it takes. Raises: Problem 403."""
+    return [key_of(request, scope=scope) for scope in needs(plan.action, plan.selection)][-1]
 
 
 def idempotency_key(request: HttpRequest) -> str | None:

@@ -186,7 +186,8 @@ def abort_replays(request: HttpRequest, plan_id: str) -> HttpResponse:
 
 def _steer(request: HttpRequest, plan_id: str, act: Callable[..., ReplayPlan]) -> HttpResponse:
     with bounded():
-        plan, key = _find(request, plan_id)
+        plan, _ = _find(request, plan_id)
+    key = plans.may_steer(request, plan)
     if act is people.resume and plan.forced:
         raise Problem("not_possible", "Only an admin resumes a plan that is forced, on the board.", state=plan.state)
     why = envelope.read_why(request, key=key)
@@ -201,7 +202,7 @@ def _steer(request: HttpRequest, plan_id: str, act: Callable[..., ReplayPlan]) -
 
 
 def _find(request: HttpRequest, text: str) -> tuple[ReplayPlan, Key]:
-    """Return a plan that the key may see and steer: all of its types are the key's.
+    """Return a plan that the key may see: all of its types are the key's.
 
     A key that has jobs:write alone sees the cancellations of waiting jobs that it made itself. Raises: Problem.
     """
@@ -216,8 +217,7 @@ def _find(request: HttpRequest, text: str) -> tuple[ReplayPlan, Key]:
 
 
 def _is_own(plan: ReplayPlan, key: Key) -> bool:
-    waiting = plan.action == ReplayPlan.Action.CANCEL and plan.selection.get("state") == "waiting"
-    return waiting and plan.created_by == key.actor
+    return plans.needs(plan.action, plan.selection) == ("jobs:write",) and plan.created_by == key.actor
 
 
 def _unknown() -> Problem:

@@ -230,6 +230,20 @@ class JobPage(BaseModel):
     searched: Searched
 
 
+class Flow(BaseModel):
+    """What limits a type, and how much of it is taken now. Null: no such limit."""
+
+    running: int = Field(description="Runs that hold a lease.")
+    limit: int | None = Field(description="How many may: the field `concurrency`.")
+    rate_per_second: float | None
+    burst: int | None = Field(description="How many tokens the bucket of the rate holds.")
+    tokens: float | None = Field(description="How many it has; a run that begins takes one.")
+    group_concurrency: int | None
+    group_rate_per_second: float | None
+    ordered: bool
+    ordered_on_failure: Literal["block", "step_aside"] | None
+
+
 class JobType(BaseModel):
     """A reliability contract: each field of docs/contracts.md, and what follows from them."""
 
@@ -246,6 +260,10 @@ class JobType(BaseModel):
     paused: bool
     target_secret_set: bool
     callback_secret_set: bool
+    breaker: Literal["closed", "half_open", "open"] | None = Field(
+        description="The circuit breaker of what it depends on; null where it names no dependency."
+    )
+    flow: Flow | None = Field(description="How its limits stand now; null for a type without any.")
     not_enforced: dict[str, str] = Field(description="Fields that decide nothing in this release, and what is missing.")
 
 

@@ -19,6 +19,7 @@ from django.views.decorators.http import require_safe
 from jobsboard import alert_rules
 from jobsboard.board import shell, signals
 from jobsboard.board.alerts import may_edit
+from jobsboard.board.changes import url_of_dependency
 from jobsboard.board.job_evidence import moment
 from jobsboard.board.refresh import answer, live
 from jobsboard.models import Alert, AlertRule, Metric, Severity, WebhookDelivery
@@ -138,6 +139,8 @@ def explained(one: Mapping[str, Any], *, metric: str, reason: str, types: Collec
         return _at("jobs", {"state": "accepted", "tier": name[4]}), "Waiting jobs"
     elif kind == "probe":
         return "/probes/", "Probes"
+    elif kind == "dependency":
+        return url_of_dependency(name), "Circuit breakers"
     elif kind == "endpoint":
         return "/webhooks/", "Webhooks"
     elif kind == "type" and name in types:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -104,6 +105,18 @@ def note(request: HttpRequest, deed: Deed) -> str:
     if len(text) > NOTE_CHARACTERS:
         raise Refused(f"At most {NOTE_CHARACTERS:,} characters.", status=422)
     return text
+
+
+def until(request: HttpRequest) -> datetime | None:
+    """Read the end, in UTC where it names no zone; None: none was given. Raises: Refused."""
+    text = request.POST.get("until", "").strip()
+    if not text:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise Refused("This is not a time. Example: 2026-05-31 18:00 (UTC).", status=422) from None
 
 
 def seen_at(request: HttpRequest) -> str:

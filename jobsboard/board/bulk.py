@@ -38,7 +38,7 @@ from jobsboard.board.asking import Asked, Deed, Refused, form, note
 from jobsboard.board.groups import PLAIN
 from jobsboard.roles import can, require
 from queues import outcomes
-from queues.models import Job
+from queues.models import Breaker, Job
 from queues.outcomes import JobFilter
 from queues.states import DEAD_REASONS
 
@@ -133,6 +133,8 @@ def _chosen(given: QueryDict, *, types: Sequence[str]) -> Chosen:
         row = groups.group(int(failure)) if failure.isascii() and failure.isdigit() and len(failure) < 19 else None
         if row is None:
             raise Http404
+    if row and row.mixed and given.get("all"):
+        raise Refused("These failures are not told apart. Choose all of this type on the list.", status=422)
     back = reverse("failure-group", args=[row.id]) if row else reverse("dead-letters")
     kept = [("failure", str(row.id))] if row else []
     if not given.get("all"):
@@ -304,18 +306,21 @@ def _takes(n: int, rate: float) -> float:
 def _looked(selection: Selection, *, types: Sequence[str], n: int) -> dict[str, Any]:
     """Judge up to 50 of the newest now, nobody being asked, and sum up what would become of them."""
     jobs = _newest(selection, types=types)
-    found = [preflight.judge(one) for one in facts.gather(jobs).values()]
+    found = facts.gather(jobs).values()
     against: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     out = unsure = noted = clean = 0
     down: dict[str, str] = {}
     for one in found:
-        results = {check.name: check for check in one.checks}
-        # The dependency speaks for the whole plan, not for one job: a plan stops on it before it begins.
+        results = {check.name: check for check in preflight.judge(one).checks}
+        # The dependency speaks for the whole plan, not for one job: a plan stops on it before it begins, or waits for
+        # its circuit breaker.
         dependency = results.pop("dependency")
         if dependency.result == "fail":
-            down[dependency.title] = dependency.evidence
+            held = one.dependency.breaker is not None and one.dependency.breaker.state == Breaker.OPEN
+            then = "waits" if held else "stops before it begins"
+            down[dependency.title] = f"{dependency.evidence}. The plan {then} as long as this is so."
         fails = [name for name, check in results.items() if check.result == "fail"]
         doubts = [name for name, check in results.items() if check.result == "unknown"]
         hints = [name for name, check in results.items() if check.result == "note"]

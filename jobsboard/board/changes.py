@@ -10,6 +10,8 @@ from typing import Any, Final
 from jobsboard.board.marks import Happened
 from queues.models import AuditEntry
 from queues.outcomes import Span
+from queues.outcomes.breakers import Flip
+from queues.redaction import redact_text
 
 # Action → (icon, what somebody did). Actions without an entry are shown by their own name.
 WORDS: Final[Mapping[str, tuple[str, str]]] = {
@@ -42,6 +44,12 @@ WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "contract.enabled": ("play", "enabled"),
     "contract.disabled": ("cancelled", "disabled"),
     "tier.changed": ("types", "changed"),
+    "breaker.forced_open": ("breaker", "opened breaker"),
+    "breaker.forced_closed": ("plug", "closed breaker"),
+    "breaker.let_go": ("play", "let go of breaker"),
+    "dependency.created": ("plug", "created"),
+    "dependency.changed": ("plug", "changed"),
+    "dependency.deleted": ("trash", "deleted"),
     "alert.acknowledged": ("user", "acknowledged"),
     "alert.silenced": ("pause", "silenced"),
     "alert.unsilenced": ("play", "let speak"),
@@ -69,6 +77,10 @@ WORDS: Final[Mapping[str, tuple[str, str]]] = {
 NEWEST: Final = 300
 """How many entries the overview looks through for those that change what jobs do."""
 _SHOWN: Final = 7
+_TOLD: Final = (
+    "job.", "dead_letter.", "replay_plan.", "contract.", "tier.", "job_type.", "breaker.", "dependency.",
+)  # fmt: skip
+_BECAME: Final = {"open": "opened", "closed": "closed", "half_open": "tries again"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +103,40 @@ def entries_of(span: Span, *, now: datetime) -> Iterable[AuditEntry]:
     return AuditEntry.objects.order_by("-id")[:NEWEST]
 
 
-def recent(entries: Iterable[AuditEntry], *, span: Span, happened: Happened) -> list[Change]:
+def recent(
+    entries: Iterable[AuditEntry], *, span: Span, happened: Happened, flips: Iterable[Flip] = ()
+) -> list[Change]:
     """Return what changed jobs or contracts, what was deployed, what broke and what people asked, newest first."""
-    found = [*_acts(entries, since=span.since), *_annotations(happened)]
+    found = [*_acts(entries, since=span.since), *_annotations(happened), *_flips(flips)]
     return sorted(found, key=lambda change: change.at, reverse=True)[:_SHOWN]
+
+
+def _flips(flips: Iterable[Flip]) -> list[Change]:
+    """Return what breakers did by themselves; what people did is an audit entry. One that flaps is told once."""
+    newest: dict[tuple[str, str], list[Flip]] = {}
+    for flip in flips:
+        if not flip.by:
+            newest.setdefault((flip.dependency, flip.became), []).append(flip)
+    return [
+        Change(
+            at=found[0].at,
+            icon="breaker" if found[0].became == "open" else "plug",
+            text=changed_words(found[0]) + (f", {len(found)} times" if len(found) > 1 else ""),
+            detail=redact_text(found[0].why),
+            url=url_of_dependency(found[0].dependency),
+        )
+        for found in newest.values()
+    ]
+
+
+def changed_words(flip: Flip) -> str:
+    """Say in one sentence what a breaker did."""
+    return f"Breaker {flip.dependency} {_BECAME[flip.became]}"
+
+
+def url_of_dependency(name: str) -> str:
+    """Return where a dependency is shown."""
+    return f"/dependencies/#dependency-{name}"
 
 
 def _annotations(happened: Happened) -> list[Change]:
@@ -130,7 +172,7 @@ def _acts(entries: Iterable[AuditEntry], *, since: datetime) -> list[Change]:
     for entry in entries:
         if entry.at < since:
             break
-        if not entry.action.startswith(("job.", "dead_letter.", "replay_plan.", "contract.", "tier.", "job_type.")):
+        if not entry.action.startswith(_TOLD):
             continue
         if groups and _kind(groups[-1][0]) == _kind(entry) and entry.object_type == "job":
             groups[-1].append(entry)
@@ -188,6 +230,8 @@ def url_of(entry: AuditEntry) -> str:
         return f"/jobs/{entry.object_id}/"
     if entry.object_type == "alert_rule":
         return f"/alerts/#rule-{entry.object_id}"
+    if entry.object_type == "dependency":
+        return url_of_dependency(entry.object_id)
     if entry.object_type == "webhook":
         return f"/webhooks/#endpoint-{entry.object_id}"
     of = {"job_type": "types", "alert": "alerts", "replay_plan": "replays", "failure_group": "dlq/groups"}.get(

@@ -15,7 +15,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_safe
 
-from dlq import groups
+from dlq import groups, watch
 from dlq.groups import COUNTED_MOST, Cursor, GroupFilter, GroupPage
 from jobsboard.board import shell
 from jobsboard.board.groups import line
@@ -74,13 +74,16 @@ def _grouped(request: HttpRequest, params: Params, found: dict[str, Any], contex
     page = groups.groups(GroupFilter(types=list(board.types), state=state, **found), after=after)
     whole = after is None and page.older is None
     n, reasons = board.count("dead", tier=found["tier"], name=found["type"]), len(page.rows)
+    ignored = 0
     if state != "open" or found["reason"]:
         n = sum(max(row.open, 0) for row in page.rows)
+    elif n:
+        ignored = min(n, _ignored(found, since=board.now))
     if not whole:
         reasons = groups.open_groups() if state == "open" and not context["filtered"] else reasons
     context |= {
         "rows": [line(row, may_act=context["may_act"]) for row in page.rows],
-        "verdict": _verdict(n, reasons, whole=whole, counted=bool(not whole and state == "open")),
+        "verdict": _verdict(n, reasons, whole=whole, counted=bool(not whole and state == "open"), ignored=ignored),
         "triage": _triage(page),
         "newer": None,
         "older": _seal(page.older, scope=scope),
@@ -95,9 +98,21 @@ def _grouped(request: HttpRequest, params: Params, found: dict[str, Any], contex
     return answer(request, "board/dead_letters.html", context)
 
 
-def _verdict(n: int, reasons: int, *, whole: bool, counted: bool) -> str:
+def _ignored(found: dict[str, Any], *, since: dt.datetime) -> int:
+    """Return how many of the unresolved dead letters are of failures that somebody ignores."""
+    wanted = (found["tier"], found["type"])
+    return sum(
+        one.open
+        for one in watch.ignored(since=since)
+        if wanted[0] in (None, one.tier) and wanted[1] in (None, one.type)
+    )
+
+
+def _verdict(n: int, reasons: int, *, whole: bool, counted: bool, ignored: int) -> str:
     """Answer how many are dead, of how many failures; where one page is not all of them, say so."""
     letters = f"{n:,} dead letter{'' if n == 1 else 's'}" if n else "No dead letters"
+    if ignored:
+        letters += f" ({ignored:,} of them ignored)"
     if not reasons:
         return letters
     many = f"{reasons - 1:,}+" if reasons >= COUNTED_MOST else f"{reasons:,}"

@@ -12,10 +12,9 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from django.db import connection
 from django.urls import reverse
 
-from dlq import groups, preflight
+from dlq import groups, preflight, sql
 from dlq.facts import Dependency, Facts
 from dlq.groups import GroupRow
 from queues import contract_versions
@@ -122,7 +121,7 @@ def lineage(job: Job) -> list[Kin]:
     params = {"parent": job.replay_of, "child": job.replayed_by, "root": job.root, "most": LINEAGE_MOST}
     return [
         Kin(id=job_id, state=state, at=at, settled_at=settled, same_key=same)
-        for job_id, state, at, settled, same in _rows(_LINEAGE, params)
+        for job_id, state, at, settled, same in sql.rows(_LINEAGE, params)
     ]
 
 
@@ -144,8 +143,8 @@ def _neighbours(job: Job, dependency: Dependency) -> tuple[UUID | None, UUID | N
         "types": list(dependency.types),
     }
     # A death without an error has no fingerprint.
-    sql = _AROUND.format(same="IS NULL" if job.fingerprint is None else "= %(fingerprint)s")
-    newer, older, runs, failed = _rows(sql, params)[0]
+    statement = _AROUND.format(same="IS NULL" if job.fingerprint is None else "= %(fingerprint)s")
+    newer, older, runs, failed = sql.rows(statement, params)[0]
     return newer, older, int(runs), int(failed)
 
 
@@ -184,9 +183,3 @@ def _depended(job: Job, facts: Facts, *, runs: int, failed: int) -> Depended | N
         now_words=f"{now.title}. {now.evidence}",
         now_css={"fail": "bad", "note": "warn"}.get(now.result, ""),
     )
-
-
-def _rows(sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        return list(cursor.fetchall())

@@ -28,7 +28,7 @@ LONGEST: Final = timedelta(days=366)
 _DEEDS: Final = {
     "ignore": Deed(
         verb="ignore", title="Ignore this failure?",
-        lead="It leaves the list of open failures. Its dead letters stay as they are and stay counted.",
+        lead="It leaves the list of open failures and wakes nobody. Its dead letters stay, and stay counted here.",
         ok="Ignore", keep="Keep it open", icon="cancelled", why="must",
     ),
     "resolve": Deed(

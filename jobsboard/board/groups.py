@@ -49,6 +49,7 @@ _STATES: Final[Mapping[str, tuple[str, str, str]]] = {
     "resolved": ("Resolved", "confirmed", "ok"),
     "ignored": ("Ignored", "cancelled", "cancelled"),
 }
+_MIXED: Final = " All of this type and reason are listed: these failures are not told apart."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,7 @@ def line(row: GroupRow, *, may_act: bool) -> Line:
     """Return a row of the list."""
     found = judged(row)
     action, url, dialog = "Review", reverse("failure-group", args=[row.id]), False
-    if may_act and row.open > 0 and row.state != "replaying" and found.looked:
+    if may_act and row.open > 0 and not row.mixed and row.state != "replaying" and found.looked:
         if found.worst in ("", "already_done", "idempotency_key") and found.css in ("confirmed", "cancelled"):
             verb = "cancel" if found.word == "Already done" else "replay"
         else:
@@ -181,7 +182,9 @@ def group_page(request: HttpRequest, group_id: int, *, toast: dict[str, str] | N
         raise Http404
     params, scope = Params(request), f"group {group_id}"
     page = outcomes.jobs(
-        JobFilter(type=row.type, reason=row.reason, fingerprint=row.fingerprint, dead_letters=True),
+        JobFilter(
+            type=row.type, reason=row.reason, fingerprint=None if row.mixed else row.fingerprint, dead_letters=True
+        ),
         types=[row.type],
         counts={},
         after=params.cursor("after", scope=scope),
@@ -199,10 +202,10 @@ def group_page(request: HttpRequest, group_id: int, *, toast: dict[str, str] | N
         "rows": page.rows,
         "newer": seal(page.newer, scope=scope),
         "older": seal(page.older, scope=scope),
-        "searched": f"{len(page.rows):,} shown, last accepted first.",
+        "searched": f"{len(page.rows):,} shown, last accepted first." + (_MIXED if row.mixed else ""),
         "notes": params.notes,
         "may_act": can(request.user, "act"),
-        "bulk": {verb: bulk_url(row, verb) for verb in ("replay", "cancel", "ignore")},
+        "bulk": {} if row.mixed else {verb: bulk_url(row, verb) for verb in ("replay", "cancel", "ignore")},
     }
     return answer(request, "board/group.html", context)
 

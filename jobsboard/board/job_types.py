@@ -13,7 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_safe
 
-from jobsboard.board import charts, marks, rates, shell, summary, twice, why
+from jobsboard.board import charts, limits, marks, rates, shell, summary, twice, why
 from jobsboard.board.params import Params, chosen_range
 from jobsboard.board.probes import words_of
 from jobsboard.board.refresh import answer, live
@@ -25,12 +25,16 @@ from queues.contract_switches import HOLDS
 from queues.contract_versions import fields_of
 from queues.models import ContractRevision, JobType
 from queues.outcomes import ProbeNow, Span, TypeNow
+from queues.outcomes.limits import Limits, limits_of
 from queues.redaction import redact_text
 from queues.states import OPEN
 
 VERSIONS: Final = 10
 OLDEST: Final = 6
-_SHOW: Final = {"late": "outside promise", "overdue": "oldest open past its window", "dead": "with dead letters"}
+_SHOW: Final = {
+    "late": "outside promise", "overdue": "oldest open past its window", "dead": "with dead letters",
+    "held": "behind a breaker",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,7 @@ def job_types(request: HttpRequest) -> HttpResponse:
         and (show != "late" or line.breach)
         and (show != "overdue" or line.overdue)
         and (show != "dead" or line.dead)
+        and (show != "held" or line.breaker != "closed")
     ]
     late = [line for line in lines if line.breach]
     context = {
@@ -125,6 +130,7 @@ def type_page(request: HttpRequest, name: str, *, toast: Mapping[str, str] | Non
     params = Params(request)
     chosen = chosen_range(params, now=board.now, folded_at=board.folded_at)
     row, versions = _versions(name)
+    held_back = limits_of(name) if row.limited else None
     can_edit = can(request.user, "edit_contract") and getattr(request.user, "is_staff", False)
     context: dict[str, Any] = {
         "title": name,
@@ -137,14 +143,17 @@ def type_page(request: HttpRequest, name: str, *, toast: Mapping[str, str] | Non
         "edit_url": reverse("admin:queues_jobtype_change", args=[name]) if can_edit else "",
         "may_act": can(request.user, "act"),
         "toast": toast,
-        **_numbers(request, known, chosen.span, versions),
+        **_numbers(request, known, chosen.span, versions, held_back),
         **_contract(row, known),
+        "limits": limits.card(held_back, fields_of(row)),
     }
     context["twice"] = twice.card(context["total"], row, chosen)
     return answer(request, "board/job_type.html", context, poll=15)
 
 
-def _numbers(request: HttpRequest, known: TypeNow, span: Span, versions: Sequence[Version]) -> dict[str, Any]:
+def _numbers(
+    request: HttpRequest, known: TypeNow, span: Span, versions: Sequence[Version], held_back: Limits | None
+) -> dict[str, Any]:
     board = shell.board_of(request)
     series = outcomes.flow(span, name=known.name).series()
     total = outcomes.add(series)
@@ -178,7 +187,9 @@ def _numbers(request: HttpRequest, known: TypeNow, span: Span, versions: Sequenc
         "ratio_chart": charts.ratio_chart(span, series, target=known.target, since=since, marks=marked),
         "flow_chart": charts.flow_chart(span, series, marks=marked),
         "support": happened.support(),
-        "why": why.of_type(request, known.name, span, series=series, versions=versions, stages=times.stages()),
+        "why": why.of_type(
+            request, known.name, span, series=series, versions=versions, stages=times.stages(), limits=held_back
+        ),
     }
 
 

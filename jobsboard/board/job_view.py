@@ -164,7 +164,7 @@ def headline(job: Job) -> str:
     if job.state == JobState.DEAD:
         return f"{job.type} died: {error or (job.reason or '').replace('_', ' ')}"
     return {
-        JobState.ACCEPTED: f"{job.type} waits for a worker",
+        JobState.ACCEPTED: f"{job.type} waits to be started",
         JobState.PROCESSING: f"{job.type} is running",
         JobState.AWAITING_CONFIRMATION: f"{job.type} waits for its confirmation",
         JobState.RETRYING: f"{job.type} will be tried again",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
-from jobsboard.board import charts, marks, replays, shell, signals, summary, verdict
+from jobsboard.board import charts, dependencies, marks, replays, shell, signals, summary, verdict
 from jobsboard.board.changes import entries_of, recent
 from jobsboard.board.params import Params, chosen_range
 from jobsboard.board.refresh import answer, live
@@ -16,7 +16,11 @@ from jobsboard.demo.panel import panel
 from jobsboard.roles import require
 from queues import broker, outcomes
 from queues.outcomes import Board, Processes
+from queues.outcomes.breakers import newest_flips
 from queues.states import WAITING
+
+FLIPS: Final = 20
+"""Changes of breakers that "What changed" looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     numbers = summary.read(board, chosen.span)
     happened = marks.read(chosen.span)
     processes = outcomes.processes()
+    held = dependencies.lines_of(board) if any(known.dependency for known in board.types.values()) else []
     types, tiers = summary.type_lines(numbers), summary.tier_lines(numbers, processes)
     found = [
         *signals.concerns(signals.of(request)),
@@ -58,6 +63,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             broker=broker.ping(),
             now=board.now,
             probes=outcomes.probes() if board.probes_failing else (),
+            breakers=dependencies.concerns(held),
         ),  # fmt: skip
     ]
     context = {
@@ -72,7 +78,13 @@ def overview(request: HttpRequest) -> HttpResponse:
         "types": types,
         "concerns": found[: verdict.ATTENTION_MAX],
         "concerns_total": len(found),
-        "changes": recent(entries_of(chosen.span, now=board.now), span=chosen.span, happened=happened),
+        "changes": recent(
+            entries_of(chosen.span, now=board.now),
+            span=chosen.span,
+            happened=happened,
+            flips=newest_flips(since=chosen.span.since, until=chosen.span.until, limit=FLIPS) if held else (),
+        ),
+        "breakers": held,
         "pools": _pools(board, processes),
         "reasons": _reasons(numbers),
         **_charts(params, numbers, tiers, happened),

@@ -6,14 +6,13 @@ What is done is done by queues.contract_switches, the audit entry inside. Disabl
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Final
 
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods
 
-from jobsboard.board.asking import Asked, Deed, Refused, ask, note
+from jobsboard.board.asking import Asked, Deed, Refused, ask, note, until
 from jobsboard.board.job_types import type_page
 from jobsboard.roles import require
 from queues import contract_switches
@@ -49,7 +48,7 @@ def turn(request: HttpRequest, name: str, verb: str) -> HttpResponse:
         back=back,
         crumbs=[("Job types", reverse("job-types")), (name, back), (deed.ok, "")],
         draw=lambda seen, toast: type_page(seen, name, toast=toast),
-        extra={"until": request.POST.get("until", "")[:40]},
+        extra={"until": request.POST.get("until", "")[:40], "then": "Then it resumes by itself"},
         fields="board/_ask_pause.html" if verb == "pause" else "",
     )
     return ask(request, asked, lambda: _turn(request, name, deed))
@@ -61,7 +60,7 @@ def _turn(request: HttpRequest, name: str, deed: Deed) -> str:
         contract_switches.set_switch(
             name,
             paused=deed.verb == "pause",
-            until=_until(request) if deed.verb == "pause" else None,
+            until=until(request) if deed.verb == "pause" else None,
             actor=request.user.get_username(),
             reason=note(request, deed),
             source="ui",
@@ -72,15 +71,3 @@ def _turn(request: HttpRequest, name: str, deed: Deed) -> str:
     except JobType.DoesNotExist:
         raise Http404 from None
     return _DONE[deed.verb]
-
-
-def _until(request: HttpRequest) -> datetime | None:
-    """Read the end, in UTC where it names no zone. Raises: SwitchRefused."""
-    text = request.POST.get("until", "").strip()
-    if not text:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise SwitchRefused("This is not a time. Example: 2026-05-31 18:00 (UTC).") from None

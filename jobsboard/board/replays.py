@@ -48,6 +48,7 @@ CODES: Final[Mapping[str, str]] = {
     "aborted": "left when it was aborted",
     "not_replayed": "could not be replayed",
     "not_open": "not in a state for this",
+    "asked_to_stop": "runs, asked to stop",
     "safe": "safe to replay",
     "unknown": "not known to be safe",
 }

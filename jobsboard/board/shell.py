@@ -53,6 +53,7 @@ def _nav(request: HttpRequest) -> list[Row]:
         ("Dead letters", "dead", reverse("dead-letters"), dead, "bad" if dead else ""),
         ("Replays", "replay", reverse("replays"), found.plans or None, "warn" if found.plans_stopped else ""),
         ("Runtime", "", "", None, ""),
+        ("Circuit breakers", "breaker", reverse("dependencies"), board.breakers_open or None, "bad"),
         ("Probes", "probe", reverse("probes"), board.probes_failing, "bad" if board.probes_failing else ""),
         ("Signals", "", "", None, ""),
         ("Alerts", "alert", reverse("alerts"), firing, "bad" if firing else ""),

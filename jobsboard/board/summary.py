@@ -52,6 +52,8 @@ class TypeLine(Line):
     open: int
     dead: int
     in_per_minute: float
+    dependency: str
+    breaker: str
 
     @property
     def overdue(self) -> bool:
@@ -124,6 +126,8 @@ def _type_line(numbers: Numbers, name: str) -> TypeLine:
         mix=mix,
         open=sum(n for _, n in mix),
         dead=board.count("dead", name=name),
+        dependency=known.dependency,
+        breaker=known.breaker,
         in_per_minute=total.accepted / ((span.until - span.since).total_seconds() / 60 or 1),
     )
 

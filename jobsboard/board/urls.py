@@ -10,6 +10,8 @@ from jobsboard.board.audit import audit
 from jobsboard.board.bulk import bulk
 from jobsboard.board.dead_letter import dead_letter, verdict
 from jobsboard.board.dead_letters import dead_letters
+from jobsboard.board.dependencies import dependencies
+from jobsboard.board.dependency_acting import act_on_dependency
 from jobsboard.board.editing import edit
 from jobsboard.board.exporting import export
 from jobsboard.board.group_acting import act_on_group
@@ -51,6 +53,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("replays/", replays, name="replays"),
     path("replays/<uuid:plan_id>/", replay_plan, name="replay-plan"),
     path("replays/<uuid:plan_id>/<slug:verb>/", act_on_plan, name="replay-plan-act"),
+    path("dependencies/", dependencies, name="dependencies"),
+    path("dependencies/<str:name>/<slug:verb>/", act_on_dependency, name="dependency-act"),
     path("probes/", probes_view, name="probes"),
     path("probes/<str:name>/send/", send_probe, name="probe-send"),
     path("alerts/", alerts, name="alerts"),

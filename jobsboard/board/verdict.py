@@ -88,17 +88,24 @@ def concerns(
     broker: bool,
     now: datetime,
     probes: Sequence[ProbeNow] = (),
+    breakers: Sequence[Concern] = (),
 ) -> list[Concern]:
     """List what needs attention, worst first."""
     late = [line for line in types if line.breach]
     return [
         *_machinery(tiers, processes, broker=broker, now=now),
+        *breakers,
         *(_late(line) for line in late),
         *(_probe(one) for one in probes if one.failures and not one.paused),
         *(_dead(line, times) for line in sorted(types, key=lambda t: (t.tier, -t.dead)) if line.dead),
-        *(_overdue(line) for line in types if line.overdue and not line.breach and not line.paused),
+        *(_overdue(line) for line in types if _unexplained(line)),
         *(_paused(line) for line in types if line.paused and line.open),
     ]
+
+
+def _unexplained(line: TypeLine) -> bool:
+    """It has an old job, and nothing that is said anyway explains that."""
+    return line.overdue and not line.breach and not line.paused and line.breaker == "closed"
 
 
 def _machinery(tiers: Sequence[TierLine], processes: Processes, *, broker: bool, now: datetime) -> list[Concern]:
@@ -160,10 +167,12 @@ def _late(line: TypeLine) -> Concern:
     if line.oldest_seconds is not None:
         parts.append(f"the oldest is ready for {duration(line.oldest_seconds)}")
     share = f"{int((line.ratio or 0) * 10_000) / 100:g}%"
+    behind = {"open": "Behind the open breaker of ", "half_open": "Behind the half open breaker of "}
+    promised = f"Promise {line.target * 100:g}%. {', '.join(parts).capitalize()}"
     return Concern(
         css="dead",
         text=f"{line.name} is late: {share} confirmed within {duration(line.window_seconds)}",
-        evidence=f"Promise {line.target * 100:g}%. {', '.join(parts).capitalize()}",
+        evidence=f"{behind[line.breaker]}{line.dependency}. {promised}" if line.breaker in behind else promised,
         since=line.since,
         url=f"/types/{line.name}/",
         action="Why",

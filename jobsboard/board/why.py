@@ -15,12 +15,14 @@ from django.http import HttpRequest
 from django.urls import reverse
 
 from jobsboard.board import shell
+from jobsboard.board.changes import url_of_dependency
 from jobsboard.roles import can
 from queues import broker
 from queues.contracts import Contract
 from queues.models import Job
 from queues.outcomes import Counts, Span, Stage, causes
 from queues.outcomes.causes import Cause, Next, Verdict, Why
+from queues.outcomes.limits import Limits
 from queues.states import OPEN, JobState
 
 _LOOK: Final[Mapping[Verdict, tuple[str, str, str]]] = {
@@ -36,10 +38,19 @@ _OF_JOB: Final[Mapping[str, tuple[str, str]]] = {
     "scheduled": ("accepted", "clock"),
     "retrying": ("retrying", "retrying"),
     "backlog": ("accepted", "accepted"),
+    "concurrency": ("accepted", "clock"),
+    "group_concurrency": ("accepted", "clock"),
+    "rate": ("accepted", "clock"),
+    "group_rate": ("accepted", "clock"),
+    "order": ("accepted", "clock"),
 }
 """How causes look that are a part of every job's life: no alarm."""
 _LABELS: Final[Mapping[str, str]] = {
     "jobs": "See jobs",
+    "job": "Open job",
+    "dead_letter": "Open dead letter",
+    "dead_letters": "Dead letters",
+    "dependency": "Open breaker",
     "job_type": "Open type",
     "contract": "Compare",
     "resume": "Resume",
@@ -91,8 +102,9 @@ def of_type(
     series: Sequence[Counts],
     versions: Iterable[VersionLike] = (),
     stages: Sequence[Stage] | None = None,
+    limits: Limits | None = None,
 ) -> Card | None:
-    """Explain a type on its page: three statements, four where the page has not read its stages."""
+    """Explain a type on its page: three statements, and what `causes.explain_type` reads that the page has not read."""
     changes = [causes.change_of(version=one.number, at=one.at, actor=one.actor, rows=one.rows) for one in versions]
     why = causes.explain_type(
         name,
@@ -102,6 +114,7 @@ def of_type(
         series=series,
         changes=changes,
         stages=stages,
+        limits=limits,
     )
     if why is None:
         return None
@@ -111,7 +124,7 @@ def of_type(
 
 
 def of_job(request: HttpRequest, job: Job, contract: Contract | None) -> Card | None:
-    """Explain an open job on its page: at most three statements. None for one that has settled."""
+    """Explain an open job on its page: at most three statements, four with limits. None for one that has settled."""
     if job.state not in OPEN:
         return None
     why = causes.explain_job(
@@ -136,7 +149,8 @@ def _card(title: str, why: Why, request: HttpRequest, *, intro: str, calm: bool 
             ruled_out.append(cause)
             continue
         css, icon, verdict = _LATER if lines and cause.verdict == Verdict.CAUSE else _LOOK[cause.verdict]
-        if calm and cause.verdict == Verdict.CAUSE:
+        # Behind a dead letter it waits for a person.
+        if calm and cause.verdict == Verdict.CAUSE and not cause.evidence.get("blocked"):
             css, icon = _OF_JOB.get(cause.code, (css, icon))
         url, label = _link(cause.next, request)
         lines.append(Line(cause=cause, css=css, icon=icon, verdict=verdict, url=url, label=label))
@@ -150,6 +164,10 @@ def _link(to: Next | None, request: HttpRequest) -> tuple[str, str]:
     name = to.params.get("type", "")
     urls: dict[str, Any] = {
         "jobs": lambda: f"{reverse('jobs')}?{urlencode(sorted(to.params.items()))}",
+        "job": lambda: reverse("job", args=[to.params["id"]]),
+        "dead_letter": lambda: reverse("dead-letter", args=[to.params["id"]]),
+        "dead_letters": lambda: f"{reverse('dead-letters')}?{urlencode(sorted(to.params.items()))}",
+        "dependency": lambda: url_of_dependency(to.params["dependency"]),
         "job_type": lambda: reverse("job-type", args=[name]),
         "contract": lambda: (
             f"{reverse('job-type', args=[name])}?{urlencode({'version': to.params['version']})}#versions"

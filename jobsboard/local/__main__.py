@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("test", "run pytest on new servers"), ("isolated", "run `-- CMD...` on new servers")):
         isolated = names.add_parser(name, help=text, allow_abbrev=False)
         isolated.add_argument("--pg-bin", type=Path, help="the programs of another PostgreSQL than the wheel's")
+        if name == "test":
+            isolated.add_argument("--older-pg-bin", type=Path, help="run what uses a database on this one once more")
     names.add_parser("clean", help="remove this checkout's stack and its data")
     names.add_parser("join", help=argparse.SUPPRESS)
     return parser
@@ -73,7 +75,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         case "demo":
             return serve.serve(demo=True, traffic=not options.no_traffic)
         case "test":
-            return commands.run_tests(rest, isolation=_isolation(options))
+            return commands.run_tests(rest, isolation=_isolation(options), older=options.older_pg_bin)
         case "clean":
             return _clean()
     if not rest:

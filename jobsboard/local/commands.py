@@ -14,11 +14,11 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobsboard.local import layout, leftovers, logs, stack
-from jobsboard.local.errors import LocalStackError, StopRequested
+from jobsboard.local.errors import LocalStackError, StopRequested, UsageError
 from jobsboard.local.layout import CHECKOUT, Layout
 from jobsboard.local.processes import MANAGE
 from jobsboard.local.supervise import Child, ProcessSpec, Supervisor, say
@@ -27,11 +27,39 @@ from jobsboard.local.supervise import Child, ProcessSpec, Supervisor, say
 JOIN_SECONDS = 90.0
 FOREGROUND_STAGE = 5
 DEFAULT_URL = "http://127.0.0.1:8000"
-#: All tests, in parts that run side by side: those that start processes mostly wait. The first ones' output comes last.
+NICE = "5"
+#: So many parts of the tests run at a time: one more than there are processors, since the processes of some wait.
+LANES = max(3, (os.cpu_count() or 1) + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some of all tests, which a pytest of their own runs on servers of their own."""
+
+    arguments: tuple[str, ...]
+    #: Tests that compute leave the processors to those that start processes and give them a time to act in.
+    computes: bool = False
+
+
+_STARTS, _COMPUTES = ("-m", "acceptance or browser"), ("-m", "not (acceptance or browser)")
+_LONG = tuple(
+    f"tests/acceptance/test_{name}.py"
+    for name in ("chaos", "deaf", "fuzz_api", "mixed_release", "plan_kill", "rolling")
+)
+#: Where else tests start processes or a browser.
+_ELSEWHERE = ("tests/browser", "tests/faults", "tests/local", "tests/scenarios")
+_CORE = ("tests/faults", "tests/model", "tests/queues", "tests/scenarios")
+_FAST = (
+    Part(arguments=(*_COMPUTES, *_CORE), computes=True),
+    Part(arguments=(*_COMPUTES, *(f"--ignore={path}" for path in _CORE)), computes=True),
+)
+#: All tests, in parts of like length; what has to wait for a free lane comes last.
 PARTS = (
-    ("-m", "acceptance or browser", "tests/acceptance"),
-    ("-m", "acceptance or browser", "--ignore=tests/acceptance"),
-    ("-m", "not (acceptance or browser)"),
+    Part(arguments=(*_STARTS, *_LONG)),
+    Part(arguments=(*_STARTS, "tests/acceptance", *(f"--ignore={path}" for path in _LONG))),
+    _FAST[0],
+    Part(arguments=(*_STARTS, *_ELSEWHERE)),
+    _FAST[1],
 )
 
 
@@ -126,48 +154,73 @@ def run_isolated(argv: Sequence[str], *, isolation: Isolation) -> int:
             return 128 + (supervisor.stop_requested or 0)
 
 
-def run_tests(arguments: Sequence[str], *, isolation: Isolation) -> int:
+def run_tests(arguments: Sequence[str], *, isolation: Isolation, older: Path | None = None) -> int:
     """Run pytest against servers of its own, and say loudly what it did not run.
 
-    All tests run in PARTS side by side, each on servers of its own; servers of the user's are not shared.
+    All tests run in PARTS, each on servers of its own; servers of the user's are not shared. `older` has the programs
+    of another PostgreSQL: those fast tests that use a database run on it once more.
+
+    Raises: UsageError when `older` comes with arguments.
     """
-    if arguments or isolation.database_url or isolation.broker_url:
-        return _run_pytest(arguments, isolation=isolation)
-    return _run_parts(isolation)
+    if not (arguments or isolation.database_url or isolation.broker_url):
+        return _run_parts(isolation, older=older)
+    if older is not None:
+        raise UsageError("--older-pg-bin is for all tests, on servers of their own")
+    return _run_pytest(arguments, isolation=isolation)
 
 
-def _run_parts(isolation: Isolation) -> int:
+def _run_parts(isolation: Isolation, *, older: Path | None) -> int:
     supervisor = Supervisor()
-    own = [sys.executable, "-m", "jobsboard.local", "test"]
-    own += [] if isolation.programs is None else ["--pg-bin", str(isolation.programs)]
     folder = Path(tempfile.mkdtemp(prefix="jobsboard-parts-"))
-    kept = [folder / f"{number}.log" for number in range(len(PARTS) - 1)]
+    waiting = [_part_spec(part, programs=isolation.programs) for part in PARTS]
+    if older is not None:
+        waiting += [_part_spec(part, "--with-database", programs=older) for part in _FAST]
+    count, running, codes = len(waiting), list[Child](), list[int]()
+    say(f"all tests in {count} parts, {min(count, LANES)} at a time; each tells at its end what it saw")
     try:
         with supervisor.signals():
-            parts = [
-                supervisor.start(
-                    ProcessSpec(
-                        name=" ".join(chosen),
-                        argv=(*own, *chosen),
-                        env=dict(os.environ),
-                        cwd=Path.cwd(),
-                        log=log,
-                        stage=FOREGROUND_STAGE,
-                        restart=False,
-                        death_signal=signal.SIGTERM,
-                    )
-                )
-                for chosen, log in zip(PARTS, [*kept, None], strict=True)
-            ]
-            supervisor.wait(lambda: not any(part.alive for part in parts), seconds=None)
-        for log in kept:
-            print(log.read_text(), flush=True)
+            while waiting or running:
+                while waiting and len(running) < LANES:
+                    spec = waiting.pop(0)
+                    running.append(supervisor.start(replace(spec, log=folder / f"{count - len(waiting)}.log")))
+                supervisor.wait(lambda: not all(part.alive for part in running), seconds=None)
+                for part in [one for one in running if not one.alive]:
+                    running.remove(part)
+                    codes.append(_part_ended(part))
+                    say(f"{len(codes)} of {count} parts of the tests have ended")
         # By its absolute value: a part that was killed has failed.
-        return max(abs(part.exit_code or 0) for part in parts)
+        return max(map(abs, codes))
     except StopRequested:
+        for part in running:
+            _part_ended(part)
         return 128 + (supervisor.stop_requested or 0)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _part_spec(part: Part, *more: str, programs: Path | None) -> ProcessSpec:
+    own = ["nice", "-n", NICE] if part.computes else []
+    own += [sys.executable, "-m", "jobsboard.local", "test"]
+    own += [] if programs is None else ["--pg-bin", str(programs)]
+    return ProcessSpec(
+        name="tests",
+        argv=(*own, *part.arguments, *more),
+        env=dict(os.environ),
+        cwd=Path.cwd(),
+        log=None,
+        stage=FOREGROUND_STAGE,
+        restart=False,
+        death_signal=signal.SIGTERM,
+    )
+
+
+def _part_ended(part: Child) -> int:
+    """Print what a part said, under its command line, and return its exit code."""
+    seconds, code = time.monotonic() - part.started_at, part.exit_code or 0
+    print(f"\n== {' '.join(part.spec.argv)}: {'passed' if code == 0 else 'FAILED'} ({seconds:.0f} s)", flush=True)
+    if part.spec.log is not None:
+        print(part.spec.log.read_text(), flush=True)
+    return code
 
 
 def _run_pytest(arguments: Sequence[str], *, isolation: Isolation) -> int:

@@ -15,7 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from dlq import watch
 from jobsboard.metrics import probes
-from queues import histogram, outcomes
+from queues import breakers, histogram, outcomes
+from queues.breakers import Standing
 from queues.outcomes import Counts
 from queues.states import DEAD_REASONS, EXPIRED_REASONS
 
@@ -24,6 +25,7 @@ _Key = TypeVar("_Key", bound=tuple[object, ...])
 PREFIX: Final = "jobsboard_"
 _PAIR: Final = ("tier", "type")
 _HOUR: Final = 3600
+_BREAKERS: Final = {"closed": 0, "half_open": 1, "open": 2}
 
 _ROUND_SECONDS: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 10_800, 43_200,
@@ -59,6 +61,7 @@ class Snapshot:
     """Failure groups by state."""
     plans: Mapping[str, int] = field(default_factory=dict)
     """Replay plans by state."""
+    breakers: Sequence[Standing] = ()
 
     @property
     def pairs(self) -> list[Pair]:
@@ -97,6 +100,7 @@ def read() -> Snapshot:
         sent=outcomes.probes(),
         failures=failures,
         plans=plans,
+        breakers=breakers.standings(),
     )
 
 
@@ -241,6 +245,12 @@ def _now(seen: Snapshot) -> Iterator[Metric]:
         f"{probes.LIMBO_AT_MOST} stands for that many or more.",
         ("passed",),
         {(passed,): n for passed, n in seen.limbo.items()},
+    )
+    yield _gauge(
+        "breaker_state",
+        "The circuit breaker of a dependency: 0 closed, 1 half open, 2 open. Its jobs wait while it is not closed.",
+        ("dependency",),
+        {(one.name,): _BREAKERS[one.state] for one in seen.breakers},
     )
     age = max((board.now - board.folded_at).total_seconds(), 0.0)
     yield _gauge("rollup_age_seconds", "Since the numbers here were complete.", (), {(): age})

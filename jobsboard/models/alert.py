@@ -25,6 +25,7 @@ class Metric(models.TextChoices):
     OLDEST_OPEN = "oldest_open", "Oldest open job: age as a multiple of its window"
     NO_WORKER = "no_worker", "Seconds that a queue with work has no worker"
     NOT_CONSUMING = "not_consuming", "Seconds that a queue with free workers has begun nothing that is due"
+    BREAKER_OPEN = "breaker_open", "Circuit breakers that hold jobs back: 1 while not closed"
     PROBE_FAILED = "probe_failed", "Probe: failures in a row"
     LIMBO = "limbo", "Jobs in limbo"
     WORKER_MEMORY = "worker_memory", "Memory of a worker, in MB"

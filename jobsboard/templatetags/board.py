@@ -17,7 +17,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
 from jobsboard import durations
-from jobsboard.board import chart, probe_strip, rates, svg
+from jobsboard.board import breaker_strip, chart, probe_strip, rates, svg
 from jobsboard.board import timeline as life_of
 
 register = template.Library()
@@ -207,6 +207,12 @@ def bars(counts: Sequence[int], state: str = "dead", label: str = "", width: int
 def strip(ticks: Sequence[probe_strip.Tick], size: int, label: str) -> SafeString:
     """The last runs of a probe, the newest right."""
     return _drawn(probe_strip.strip(ticks, size=size, label=label))
+
+
+@register.simple_tag
+def breakers(history: Sequence[str], since: datetime, until: datetime, label: str) -> SafeString:
+    """What a circuit breaker did, the newest right."""
+    return _drawn(breaker_strip.strip(history, since=since, until=until, label=label))
 
 
 @register.simple_tag

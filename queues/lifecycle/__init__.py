@@ -6,7 +6,6 @@ Nobody else writes `queues_job` or `queues_dedupekey`; `tests/test_architecture.
 from queues.lifecycle.accept import Accepted, Holder, NewJob, count_duplicates, holders, insert, let_go
 from queues.lifecycle.check import CheckEnd, DueCheck, asked_checks, claim_checks, due_checks, finish_checks
 from queues.lifecycle.claim import (
-    Due,
     Run,
     RunInfo,
     cancelled,
@@ -15,13 +14,16 @@ from queues.lifecycle.claim import (
     heartbeat,
     holding,
     runs,
-    stageable,
 )
+from queues.lifecycle.claim_limited import claim_limited, forget_flow
 from queues.lifecycle.confirm import Applied, Proof, Proven, confirm
 from queues.lifecycle.prune import STAY_MOST, Look, Swap, prunable_days, prune_callbacks, prune_day, swap_day
 from queues.lifecycle.resolve import Cancelled, Edit, cancel, close_dead_letters, replay, replay_many, retry_now
 from queues.lifecycle.rollup import (
+    FAILURES_MOST,
+    OTHERS,
     fold,
+    forget_calls,
     forget_failures,
     forget_rollups,
     forget_suspected,
@@ -29,17 +31,32 @@ from queues.lifecycle.rollup import (
     touch_board,
 )
 from queues.lifecycle.settle import End, Verdict, count_superseded, settle
+from queues.lifecycle.stageable import (
+    HINT_SECONDS,
+    LIMITED_HINT_SECONDS,
+    Ask,
+    Due,
+    Room,
+    next_due,
+    rooms,
+    stageable,
+    stageable_in_groups,
+    stageable_without_group,
+    stageable_without_place,
+    still_waiting,
+)
 from queues.lifecycle.steps import find_step, keep_step, set_progress
 from queues.lifecycle.sweep import expire, give_up_waiting, lost, overdue, rescue, stale
 
 __all__ = [
-    "STAY_MOST", "Accepted",
-    "Applied", "Cancelled", "CheckEnd", "Due", "DueCheck", "Edit", "End", "Holder", "Look",
-    "NewJob", "Proof", "Proven", "Run", "RunInfo", "Swap", "Verdict", "asked_checks", "cancel", "cancelled", "claim",
-    "claim_checks", "claimed_by", "close_dead_letters", "confirm", "count_duplicates", "count_superseded",
-    "due_checks", "expire", "find_step", "finish_checks", "fold",
-    "forget_failures", "forget_rollups", "forget_suspected", "give_up_waiting", "heartbeat", "holders",
-    "holding", "insert", "keep_step", "let_go", "lost", "overdue", "prunable_days", "prune_callbacks", "prune_day",
-    "recount_failures", "replay", "replay_many", "rescue", "retry_now", "runs", "set_progress", "settle", "stageable",
-    "stale", "swap_day", "touch_board",
+    "FAILURES_MOST", "OTHERS",
+    "Accepted", "Applied", "Ask", "Cancelled", "CheckEnd", "Due", "DueCheck", "Edit", "End", "HINT_SECONDS", "Holder",
+    "LIMITED_HINT_SECONDS", "Look", "NewJob", "Proof", "Proven", "Room", "Run", "RunInfo", "STAY_MOST", "Swap",
+    "Verdict", "asked_checks", "cancel", "cancelled", "claim", "claim_checks", "claim_limited", "claimed_by",
+    "close_dead_letters", "confirm", "count_duplicates", "count_superseded", "due_checks", "expire", "find_step",
+    "finish_checks", "fold", "forget_calls", "forget_failures", "forget_flow", "forget_rollups", "forget_suspected",
+    "give_up_waiting", "heartbeat", "holders", "holding", "insert", "keep_step", "let_go", "lost", "next_due",
+    "overdue", "prunable_days", "prune_callbacks", "prune_day", "recount_failures", "replay", "replay_many", "rescue",
+    "retry_now", "rooms", "runs", "set_progress", "settle", "stageable", "stageable_in_groups",
+    "stageable_without_group", "stageable_without_place", "stale", "still_waiting", "swap_day", "touch_board",
 ]  # fmt: skip

@@ -70,7 +70,8 @@ _IDEMPOTENCY_KEY = idempotency_key("i.type", "coalesce(i.dedupe_key, i.id::text)
 ACCEPT = f"""
 WITH item AS MATERIALIZED (
   SELECT i.*, jobs_uuid7() AS id, t.now AS accepted_at,
-    greatest(t.now, coalesce(i.run_at, t.now + make_interval(secs => i.delay_seconds), t.now)) AS ready_at
+    greatest(t.now, coalesce(i.run_at, t.now + make_interval(secs => i.delay_seconds), t.now)) AS ready_at,
+    CASE WHEN c.ordered AND i."group" IS NOT NULL THEN nextval('queues_job_seq') END AS seq
   FROM json_to_recordset(%(items)s::json) AS i (position integer, type text, contract_version integer, tier smallint,
     priority smallint, payload text, request_hash text, dedupe_key text, dedupe_window_seconds integer, "group" text,
     attempt_limit smallint, window_seconds integer, max_age_seconds float8, run_at timestamptz, delay_seconds float8,
@@ -88,12 +89,13 @@ WITH item AS MATERIALIZED (
 ), moved AS (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
     idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, entered_at, due_at, expires_at,
-    published_at, root, trace, probe)
+    published_at, root, trace, probe, seq)
   SELECT i.id, i.type, i.tier, i.priority, i.contract_version, i.payload::json, decode(i.request_hash, 'hex'),
     i.dedupe_key,
     {_IDEMPOTENCY_KEY}, i."group", i.attempt_limit, i.window_seconds, i.accepted_at, i.ready_at, i.ready_at, i.ready_at,
     i.ready_at + make_interval(secs => i.max_age_seconds),
-    CASE WHEN i.publish AND i.ready_at <= i.accepted_at THEN i.accepted_at END, i.id, i.trace, i.probe
+    CASE WHEN i.publish AND i.ready_at <= i.accepted_at THEN i.accepted_at END, i.id, i.trace, i.probe,
+    i.seq
   FROM item i LEFT JOIN held h ON h.job_id = i.id
   WHERE i.dedupe_key IS NULL OR h.job_id IS NOT NULL
   RETURNING id, type, tier, accepted_at, ready_at, window_seconds, probe

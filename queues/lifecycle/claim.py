@@ -1,11 +1,11 @@
-"""Claim due jobs for a run, publish them to workers, extend their leases."""
+"""Claim due jobs for a run, extend their leases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import msgspec
-from django.db import transaction
 
 from queues.lifecycle.sql import BETWEEN, EPOCH, STATE, bucket, delta, execute, minute, named, transition, uuids
 
@@ -14,6 +14,7 @@ class Run(msgspec.Struct, frozen=True):
     """One claim of a job: it holds the lease until it is finished, released or lost.
 
     Units: times in seconds since 1970. Shape: failures and trace are JSON texts, read by the few who want them.
+    `limited`: its end may make room for another job. `trial`: a half open breaker let it through.
     """
 
     id: UUID
@@ -34,17 +35,27 @@ class Run(msgspec.Struct, frozen=True):
     root: UUID
     reference: str | None
     check_failures: int
+    limited: bool = False
+    trial: bool = False
 
 
-# Locked in id order; a row that somebody else has locked is somebody else's, the stage comes again for it.
-CLAIM = f"""
-WITH hit AS MATERIALIZED (
+DUE = f"""j.id = ANY(%(ids)s::uuid[]) AND {STATE} IN ('accepted', 'retrying') AND j.due_at <= jobs_now()
+    AND j.expires_at > jobs_now() AND NOT c.paused AND (NOT j.alone OR %(alone)s)"""
+"""Which of the named jobs `j` of a type `c` a claim would take, were there no limits and no breakers."""
+
+
+def taking(chosen: str, *more: str) -> str:
+    """Return SQL that claims what `chosen` (FROM and WHERE, with jobs as j and their types as c) names.
+
+    Locked in id order; a row that somebody else has locked is somebody else's, the stage comes again for it. `more`:
+    further steps of the statement, which may read `hit` and `moved`.
+    """
+    return f"""
+hit AS MATERIALIZED (
   SELECT j.id, j.state AS was, c.lease_seconds, coalesce(j.entered_at, j.ready_at) AS since,
-    greatest(j.due_at, j.entered_at) AS due,
+    greatest(j.due_at, j.entered_at) AS due, c.limited, c.breaker <> 'closed' AS trial,
     c.check_url <> '' OR c.success = 'check' OR j.type = ANY(%(checked)s::text[]) AS asks
-  FROM queues_job j JOIN queues_jobtype c ON c.name = j.type
-  WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} IN ('accepted', 'retrying') AND j.due_at <= jobs_now()
-    AND j.expires_at > jobs_now() AND NOT c.paused AND (NOT j.alone OR %(alone)s)
+  {chosen}
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
   UPDATE queues_job j SET state = 'processing', fence = j.fence + 1, attempt = j.attempt + 1, begun = j.begun + 1,
@@ -54,22 +65,27 @@ WITH hit AS MATERIALIZED (
   FROM hit h WHERE {BETWEEN} AND j.id = h.id
   RETURNING j.id, j.fence, j.type, j.contract_version, j.attempt, j.begun, j.payload::text, j.idempotency_key,
     j."group", j.accepted_at, j.expires_at, j.failures, j.probe, j.trace, h.lease_seconds, h.was, j.tier, j.started_at,
-    j.root, j.reference, j.check_failures, h.since, h.due
-), counted AS ({
-    delta(
-        (EPOCH, "'open.' || m.was", "-1", "-1"),
-        (EPOCH, "'open.processing'", "-1", "1"),
-        (minute("m.started_at"), "'runs'", "-1", "1"),
-        (minute("m.started_at"), "'retries'", "-1", "(m.was = 'retrying')::integer"),
-        (minute("m.started_at"), "'wait'", bucket("m.due", "m.started_at"), "1"),
-        (minute("m.started_at"), "'backoff'", bucket("m.since", "m.due"), "(m.was = 'retrying')::integer"),
-    )
-})
+    j.root, j.reference, j.check_failures, h.since, h.due, h.limited, h.trial
+), {"".join(f"{step}, " for step in more)}counted AS ({
+        delta(
+            (EPOCH, "'open.' || m.was", "-1", "-1"),
+            (EPOCH, "'open.processing'", "-1", "1"),
+            (minute("m.started_at"), "'runs'", "-1", "1"),
+            (minute("m.started_at"), "'retries'", "-1", "(m.was = 'retrying')::integer"),
+            (minute("m.started_at"), "'wait'", bucket("m.due", "m.started_at"), "1"),
+            (minute("m.started_at"), "'backoff'", bucket("m.since", "m.due"), "(m.was = 'retrying')::integer"),
+        )
+    })
 SELECT id, fence, type, contract_version, attempt, begun, payload, idempotency_key, "group",
   extract(epoch FROM accepted_at)::float8, extract(epoch FROM expires_at)::float8, failures::text, probe, trace::text,
-  lease_seconds, root, reference, check_failures
+  lease_seconds, root, reference, check_failures, limited, trial
 FROM moved ORDER BY id
 """
+
+
+_UNLIMITED = f"""FROM queues_job j JOIN queues_jobtype c ON c.name = j.type
+  WHERE {DUE} AND NOT c.limited AND c.breaker = 'closed'"""
+CLAIM = f"WITH {taking(_UNLIMITED)}"
 
 # Never less than the lease that the run was claimed with: its next beat keeps to that one.
 HEARTBEAT = f"""
@@ -110,21 +126,6 @@ JOIN (SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS i (id, fen
 WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} = 'processing'
 """
 
-# Which work a claim would take now, a bounded number from each type, best first. `published_at` is what accept wrote
-# when it sent a hint itself; what the stage published it remembers, since writing it here cost a quarter of the drain.
-STAGEABLE = """
-SELECT w.type, j.id, j.alone, j.due FROM unnest(%(tiers)s::smallint[], %(types)s::text[], %(limits)s::integer[])
-  AS w (tier, type, n)
-CROSS JOIN LATERAL (
-  SELECT j.id, j.alone, j.priority, j.due_at, extract(epoch FROM j.due_at)::float8 AS due FROM queues_job j
-  WHERE j.state IN ('accepted', 'retrying') AND j.tier = w.tier AND j.type = w.type AND j.due_at <= jobs_now()
-    AND j.expires_at > jobs_now()
-    AND (j.published_at IS NULL OR j.published_at < greatest(j.due_at, jobs_now() - make_interval(secs => 10)))
-  ORDER BY j.priority DESC, j.due_at LIMIT w.n
-) AS j
-ORDER BY w.type, j.priority DESC, j.due_at
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
@@ -138,24 +139,21 @@ class RunInfo:
     attempt_limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
-    """One job that a hint should wake. Units: `due_at` in seconds since 1970; another one means a new wait."""
-
-    id: UUID
-    alone: bool
-    due_at: float
-
-
 def claim(ids: Sequence[UUID], *, worker: str, checked: Sequence[str] = ()) -> list[Run]:
-    """Start a run of each job that is due; the others are not named, since nothing was promised for them.
+    """Start a run of each job that is due and whose type has neither limits nor a breaker that is not closed.
+
+    The others are not named, since nothing was promised for them; `claim_limited` takes those that have.
 
     `checked`: the types whose check this worker asks before a run that may repeat an effect, beside those whose
     contract names one.
     """
-    params = {**named(ids), "alone": len(ids) == 1, "worker": worker, "checked": list(checked)}
-    rows = transition("claim", CLAIM, params)
+    rows = transition("claim", CLAIM, claiming(ids, worker=worker, checked=checked))
     return [Run(*row) for row in rows]
+
+
+def claiming(ids: Sequence[UUID], *, worker: str, checked: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters of a claim."""
+    return {**named(ids), "alone": len(ids) == 1, "worker": worker, "checked": list(checked)}
 
 
 def heartbeat(runs: Sequence[tuple[UUID, int, float]]) -> dict[tuple[UUID, int], bool]:
@@ -186,17 +184,3 @@ def runs(pairs: Sequence[tuple[UUID, int]]) -> list[RunInfo]:
     """Return what is known of (id, fence) pairs that still hold their job."""
     params = {"ids": uuids(pair[0] for pair in pairs), "fences": [pair[1] for pair in pairs]}
     return [RunInfo(*row) for row in execute(RUNS, params)]
-
-
-def stageable(walk: Sequence[tuple[int, str, int]]) -> dict[str, list[Due]]:
-    """Return due work by type, for each (tier, type, limit)."""
-    found: dict[str, list[Due]] = {}
-    params = {"tiers": [w[0] for w in walk], "types": [w[1] for w in walk], "limits": [w[2] for w in walk]}
-    # After a burst the statistics still say that nothing waits; to sort "one" row then looks as cheap as the staging
-    # index's own order, and every round reads the whole backlog (measured: 40 ms at 50,000, against 1 ms).
-    with transaction.atomic():
-        execute("SET LOCAL enable_sort = off", {})
-        rows = execute(STAGEABLE, params)
-    for name, job_id, alone, due_at in rows:
-        found.setdefault(name, []).append(Due(job_id, alone, due_at))
-    return found

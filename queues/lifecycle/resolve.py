@@ -84,11 +84,12 @@ SELECT id FROM moved
 # Mark the parents (only once, only the newest of a lineage), move their keys while they still point to them, insert the
 # children: all or nothing for each. The key keeps its first hash and the child its parent's idempotency key, so that
 # the producer's own retries and the provider still recognise the action. Under another key it is another action.
+# In an ordered group the child takes its parent's place.
 # A bulk replay leaves locked rows for its next round, and puts its children behind live work.
 _REPLAY = f"""
 WITH parent AS MATERIALIZED (
   SELECT j.*, jobs_uuid7() AS child, now.at AS now, c.version, c.tier_id, c.max_attempts, c.window_seconds AS promise,
-    c.max_age_seconds, c.dedupe_window_seconds, %(key)s::text IS NOT NULL AS other
+    c.max_age_seconds, c.dedupe_window_seconds, c.ordered, %(key)s::text IS NOT NULL AS other
   FROM queues_job j JOIN queues_jobtype c ON c.name = j.type CROSS JOIN (SELECT jobs_clock() AS at) AS now
   WHERE j.id = ANY(%(ids)s::uuid[]) AND {STATE} IN ('dead', 'expired', 'cancelled') AND j.replayed_by IS NULL
     AND j.resolution = 'open' AND j.erased_at IS NULL AND c.enabled
@@ -113,7 +114,7 @@ WITH parent AS MATERIALIZED (
 ), child AS (
   INSERT INTO queues_job (id, type, tier, priority, contract_version, payload, request_hash, dedupe_key,
     idempotency_key, "group", attempt_limit, window_seconds, accepted_at, ready_at, entered_at, due_at, expires_at,
-    root, replay_of, begun, reference, unknown_end, trace)
+    root, replay_of, begun, reference, unknown_end, trace, seq)
   SELECT p.child, p.type, p.tier_id, coalesce(%(priority)s::smallint, p.priority), p.version,
     coalesce(%(payload)s::json, p.payload), coalesce(decode(%(request_hash)s, 'hex'), p.request_hash),
     coalesce(%(key)s, p.dedupe_key),
@@ -121,7 +122,8 @@ WITH parent AS MATERIALIZED (
     p."group", p.max_attempts, p.promise, p.now, p.now, p.now, p.now, p.now + make_interval(secs => p.max_age_seconds),
     CASE WHEN p.other THEN p.child ELSE p.root END, p.id, CASE WHEN p.other THEN 0 ELSE p.begun END,
     CASE WHEN p.other OR p.reason IS NOT DISTINCT FROM 'rejected' THEN NULL ELSE p.reference END,
-    p.unknown_end AND NOT p.other, p.trace
+    p.unknown_end AND NOT p.other, p.trace, CASE WHEN p.ordered AND p."group" IS NOT NULL THEN
+      coalesce(CASE WHEN NOT p.other THEN p.seq END, nextval('queues_job_seq')) END
   FROM parent p JOIN marked ON marked.id = p.id
   RETURNING id, type, tier, probe, accepted_at, replay_of
 ), moved AS (

@@ -12,15 +12,26 @@ _COUNTS = (
 )  # fmt: skip
 _SUMS = ", ".join(f"coalesce(sum(n) FILTER (WHERE measure = '{c}' AND bucket < 0), 0) AS {c}" for c in _COUNTS)
 _ADDS = ", ".join(f"{c} = r.{c} + excluded.{c}" for c in _COUNTS)
+_CALLS = {"ok": "ok", "failed": "failed", "slow": "slow", "trials_ok": "trial_ok", "trials_failed": "trial_failed"}
+"""Columns of DependencyCalls, and the measures `called.…` that they are sums of."""
 _REASON = (
     "CASE split_part(measure, '.', 2) "
     + " ".join(f"WHEN '{code}' THEN '{reason}'" for reason, code in REASON_CODES.items())
     + " END"
 )
 
+FAILURES_MOST = 1_000
+"""Failures of one type that are told apart. Beyond them all are counted as one for each reason: a message that is
+another one in each job must not make a group for each."""
+OTHERS = "*"
+"""The fingerprint of that one; no job has it."""
+
 # Complete is a fold that took all that its snapshot shows: not what another folder has, whose work is not committed.
 # The time of the last complete one is written every few seconds while nothing happens: pages and metrics judge windows
 # up to then, so that a scheduler that stands still makes no job late.
+# Of the steps of a WITH the planner expects one row, and joins them in a nested loop: with 20,000 deaths that all
+# differ the fold ran into its time limit, and the numbers of everything stood. A full join is never one, and finds the
+# same.
 FOLD = f"""
 WITH taken AS MATERIALIZED (
   DELETE FROM queues_outcomedelta WHERE id = ANY(ARRAY(
@@ -31,27 +42,60 @@ WITH taken AS MATERIALIZED (
     type, tier, measure, bucket, n, window_seconds
   FROM taken t CROSS JOIN (VALUES ('minute'), ('hour'), ('day'), ('total')) AS g (grain)
   WHERE measure NOT LIKE 'open.%%' AND measure NOT LIKE 'died.%%' AND measure NOT LIKE 'resolved.%%'
+    AND measure NOT LIKE 'called.%%'
+), called AS (
+  INSERT INTO queues_dependencycalls AS r (dependency, at, {", ".join(_CALLS)})
+  SELECT c.dependency, t.at, {
+    ", ".join(f"coalesce(sum(t.n) FILTER (WHERE t.measure = 'called.{m}'), 0)" for m in _CALLS.values())
+}
+  FROM taken t JOIN queues_jobtype c ON c.name = t.type
+  WHERE t.measure LIKE 'called.%%' AND c.dependency <> '' GROUP BY 1, 2 ORDER BY 1, 2
+  ON CONFLICT (dependency, at) DO UPDATE SET {", ".join(f"{c} = r.{c} + excluded.{c}" for c in _CALLS)}
 ), failed AS (
-  SELECT type, {_REASON} AS reason, split_part(measure, '.', 3) AS fingerprint, date_trunc('hour', at) AS hour,
+  SELECT type, {_REASON} AS reason, split_part(measure, '.', 3) AS fingerprint, date_trunc('minute', at) AS minute,
     max(tier) AS tier, min(at) FILTER (WHERE measure LIKE 'died.%%') AS first_at,
     max(at) FILTER (WHERE measure LIKE 'died.%%') AS last_at,
     coalesce(sum(n) FILTER (WHERE measure LIKE 'died.%%'), 0) AS died,
     coalesce(sum(n) FILTER (WHERE measure LIKE 'resolved.%%'), 0) AS resolved, max(at) AS at
   FROM taken WHERE measure LIKE 'died.%%' OR measure LIKE 'resolved.%%' GROUP BY 1, 2, 3, 4
+), unknown AS MATERIALIZED (
+  SELECT d.type, d.reason, d.fingerprint, sum(d.died) > 0 AS new,
+    row_number() OVER (PARTITION BY d.type ORDER BY sum(d.died) > 0 DESC, min(d.at), d.reason, d.fingerprint) AS place
+  FROM failed d WHERE NOT EXISTS (SELECT FROM queues_failurecount c
+    WHERE c.type = d.type AND c.reason = d.reason AND c.fingerprint = d.fingerprint)
+  GROUP BY 1, 2, 3
+), room AS MATERIALIZED (
+  SELECT u.type, %(failures)s - (SELECT count(*) FROM (
+    SELECT FROM queues_failurecount c WHERE c.type = u.type LIMIT %(failures)s) AS n) AS n
+  FROM (SELECT DISTINCT type FROM unknown) AS u
+), others AS MATERIALIZED (
+  SELECT u.type, u.reason, u.fingerprint FROM unknown u JOIN room r USING (type)
+  WHERE u.fingerprint <> '' AND CASE WHEN u.new THEN u.place > r.n ELSE EXISTS (SELECT FROM queues_failurecount c
+    WHERE c.type = u.type AND c.reason = u.reason AND c.fingerprint = '{OTHERS}') END
+), placed AS MATERIALIZED (
+  SELECT d.type, d.reason, CASE WHEN o.type IS NULL THEN d.fingerprint ELSE '{OTHERS}' END AS fingerprint, d.minute,
+    max(d.tier) AS tier, min(d.first_at) AS first_at, max(d.last_at) AS last_at, sum(d.died) AS died,
+    sum(d.resolved) AS resolved, max(d.at) AS at
+  FROM failed d FULL JOIN others o USING (type, reason, fingerprint) GROUP BY 1, 2, 3, 4
 ), failures AS (
   INSERT INTO queues_failurecount AS r (type, tier, reason, fingerprint, died, open, first_at, last_at)
   SELECT type, max(tier), reason, fingerprint, sum(died), sum(died - resolved), coalesce(min(first_at), min(at)),
     coalesce(max(last_at), min(at))
-  FROM failed GROUP BY 1, 3, 4 ORDER BY 1, 3, 4
+  FROM placed GROUP BY 1, 3, 4 ORDER BY 1, 3, 4
   ON CONFLICT (type, reason, fingerprint) DO UPDATE SET died = r.died + excluded.died, open = r.open + excluded.open,
     tier = CASE WHEN excluded.died > 0 THEN excluded.tier ELSE r.tier END,
     first_at = CASE WHEN excluded.died > 0 THEN least(r.first_at, excluded.first_at) ELSE r.first_at END,
     last_at = CASE WHEN excluded.died > 0 THEN greatest(r.last_at, excluded.last_at) ELSE r.last_at END
   RETURNING id, type, reason, fingerprint
+), deaths AS MATERIALIZED (
+  SELECT f.id, d.minute, d.died FROM placed d FULL JOIN failures f USING (type, reason, fingerprint)
+  WHERE coalesce(d.died, 0) > 0
+), failure_minutes AS (
+  INSERT INTO queues_failureminute AS r (failure_id, at, died) SELECT id, minute, died FROM deaths ORDER BY 1, 2
+  ON CONFLICT (failure_id, at) DO UPDATE SET died = r.died + excluded.died
 ), failure_hours AS (
   INSERT INTO queues_failurehour AS r (failure_id, at, died)
-  SELECT f.id, d.hour, d.died FROM failed d JOIN failures f USING (type, reason, fingerprint)
-  WHERE d.died > 0 ORDER BY 1, 2
+  SELECT id, date_trunc('hour', minute), sum(died) FROM deaths GROUP BY 1, 2 ORDER BY 1, 2
   ON CONFLICT (failure_id, at) DO UPDATE SET died = r.died + excluded.died
 ), states AS (
   INSERT INTO queues_statecount AS r (type, tier, state, n)
@@ -104,23 +148,38 @@ DELETE FROM queues_suspectedduplicate WHERE ctid = ANY(ARRAY(
   ORDER BY at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
 RETURNING 1
 """
+FORGET_CALLS = """
+DELETE FROM queues_dependencycalls WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM queues_dependencycalls
+  WHERE at < jobs_now() - make_interval(days => %(days)s) ORDER BY at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING 1
+"""
 # What is there, against what was counted and what the fold has not taken yet, in one snapshot: so it may run beside
 # folds and deaths. Only work of a release that did not count leaves a difference.
 RECOUNT = f"""
-WITH there AS (
+WITH many AS MATERIALIZED (
+  SELECT type, reason FROM queues_failurecount WHERE fingerprint = '{OTHERS}'
+), seen AS (
   SELECT type, reason, left(coalesce(fingerprint, ''), 16) AS fingerprint, max(tier) AS tier, count(*) AS n,
     min(settled_at) AS first_at, max(settled_at) AS last_at
   FROM queues_job WHERE state = 'dead' AND resolution = 'open' AND NOT probe GROUP BY 1, 2, 3
-), counted AS (
-  SELECT type, reason, fingerprint, sum(n) AS n FROM (
-    SELECT type, reason, fingerprint, open AS n FROM queues_failurecount
-    UNION ALL
-    SELECT type, {_REASON}, split_part(measure, '.', 3), CASE WHEN measure LIKE 'died.%%' THEN n ELSE -n END
-    FROM queues_outcomedelta WHERE measure LIKE 'died.%%' OR measure LIKE 'resolved.%%') AS c GROUP BY 1, 2, 3
+), moves AS (
+  SELECT type, {_REASON} AS reason, split_part(measure, '.', 3) AS fingerprint,
+    sum(CASE WHEN measure LIKE 'died.%%' THEN n ELSE -n END) AS n
+  FROM queues_outcomedelta WHERE measure LIKE 'died.%%' OR measure LIKE 'resolved.%%' GROUP BY 1, 2, 3
+), both_of AS (
+  -- As the fold places them: what has no count of its own is among the others, where there are such.
+  SELECT type, reason, CASE WHEN fingerprint <> '' AND c.id IS NULL AND m.type IS NOT NULL THEN '{OTHERS}'
+    ELSE fingerprint END AS fingerprint, s.tier, s.n AS there, v.n AS moved, s.first_at, s.last_at
+  FROM seen s FULL JOIN moves v USING (type, reason, fingerprint)
+  LEFT JOIN queues_failurecount c USING (type, reason, fingerprint) LEFT JOIN many m USING (type, reason)
 ), wrong AS (
-  SELECT type, reason, fingerprint, coalesce(t.n, 0) - coalesce(c.n, 0) AS n, t.tier, t.first_at, t.last_at
-  FROM there t FULL JOIN counted c USING (type, reason, fingerprint)
-  WHERE coalesce(t.n, 0) <> coalesce(c.n, 0)
+  SELECT type, reason, fingerprint, coalesce(b.there, 0) - coalesce(b.moved, 0) - coalesce(c.open, 0) AS n, b.tier,
+    b.first_at, b.last_at
+  FROM (SELECT type, reason, fingerprint, max(tier) AS tier, sum(there) AS there, sum(moved) AS moved,
+      min(first_at) AS first_at, max(last_at) AS last_at FROM both_of GROUP BY 1, 2, 3) AS b
+  FULL JOIN queues_failurecount c USING (type, reason, fingerprint)
+  WHERE coalesce(b.there, 0) - coalesce(b.moved, 0) <> coalesce(c.open, 0)
 )
 INSERT INTO queues_failurecount AS r (type, tier, reason, fingerprint, died, open, first_at, last_at)
 SELECT type, coalesce(tier, 2), reason, fingerprint, greatest(n, 0), n, coalesce(first_at, jobs_now()),
@@ -130,7 +189,8 @@ ON CONFLICT (type, reason, fingerprint) DO UPDATE SET open = r.open + excluded.o
 RETURNING 1
 """
 
-# A failure that nobody has had for so long, and of which no dead letter is open, is forgotten with its hours.
+# A failure that nobody has had for so long, and of which no dead letter is open, is forgotten with its hours. Minutes
+# are kept for as long as the longest stretch of an alert rule.
 FORGET_FAILURES = """
 WITH gone AS (
   DELETE FROM queues_failurecount WHERE id = ANY(ARRAY(
@@ -142,14 +202,19 @@ WITH gone AS (
     SELECT ctid FROM queues_failurehour
     WHERE at < jobs_now() - make_interval(days => %(hour_days)s) ORDER BY at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
   RETURNING 1
+), minutes AS (
+  DELETE FROM queues_failureminute WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM queues_failureminute
+    WHERE at < jobs_now() - interval '25 hours' ORDER BY at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+  RETURNING 1
 )
-SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM hours)
+SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM hours) + (SELECT count(*) FROM minutes)
 """
 
 
 def fold(*, limit: int = 20_000) -> int:
     """Add up to `limit` deltas to minute, hour, day and total; returns how many."""
-    return int(transition("fold", FOLD, {"limit": limit})[0][0])
+    return int(transition("fold", FOLD, {"limit": limit, "failures": FAILURES_MOST})[0][0])
 
 
 def forget_rollups(*, grain: str, days: int, limit: int) -> int:
@@ -166,6 +231,11 @@ def forget_suspected(*, days: int, limit: int) -> int:
     return len(execute(FORGET_SUSPECTED, {"days": days, "limit": limit}))
 
 
+def forget_calls(*, days: int, limit: int) -> int:
+    """Delete how runs went for their dependencies more than so many days ago; returns how many seconds of it."""
+    return len(execute(FORGET_CALLS, {"days": days, "limit": limit}))
+
+
 def recount_failures() -> int:
     """Put right how many dead letters of each failure are open; returns how many counts were wrong."""
     with transaction.atomic():
@@ -176,7 +246,9 @@ def recount_failures() -> int:
 
 
 def forget_failures(*, days: int, hour_days: int, limit: int) -> int:
-    """Delete counts of failures that have not come for `days`, and hours older than `hour_days`; returns how many."""
+    """Delete counts of failures that have not come for `days`, hours older than `hour_days`, and minutes older than a
+    day; returns how many.
+    """
     return int(execute(FORGET_FAILURES, {"days": days, "hour_days": hour_days, "limit": limit})[0][0])
 
 

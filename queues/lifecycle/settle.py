@@ -43,7 +43,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 
     Of an awaited proof: `confirm_in` are the seconds to its deadline (None: until max age), `act_in` those to the next
     check or the deadline, whichever is first; `polled` says that a check is asked. `unknown`: the run failed, and
-    whether its work happened is not known (a time limit, no answer, no evidence).
+    whether its work happened is not known (a time limit, no answer, no evidence). `called`: how the dependency of its
+    type did: ok, failed or slow; unused: it was not asked; None: the run tells nothing of it.
     """
 
     id: UUID
@@ -62,6 +63,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     act_in: float | None = None
     polled: bool = False
     unknown: bool = False
+    called: str | None = None
 
 
 FAILURES_KEPT = 20
@@ -194,7 +196,7 @@ _SETTLE = f"""
 WITH item AS (
   SELECT * FROM json_to_recordset(%(ends)s::json) AS i (id uuid, fence integer, verdict text, evidence jsonb,
     result jsonb, reason text, retry_in float8, failure jsonb, fingerprint text, seconds float8, on_stale text,
-    reference text, confirm_in float8, act_in float8, polled boolean, unknown boolean)
+    reference text, confirm_in float8, act_in float8, polled boolean, unknown boolean, called text)
 ), hit AS MATERIALIZED (
   SELECT i.*, j.state AS was, now.at AS now, j.rejection AS refusal, coalesce(j.entered_at, j.started_at) AS since,
     {BLIND_COLUMNS}, coalesce({REJECTED}, false) AND j.evidence IS NULL AS refused, j.evidence IS NOT NULL AS proven,
@@ -262,7 +264,7 @@ WITH item AS (
   RETURNING j.id, j.fence, j.type, j.tier, j.state, j.reason, j.fingerprint, j.ready_at, j.settled_at, j.finished_at,
     j.window_seconds, h.verdict, h.given_back, h.seconds, j.probe, j.replay_of IS NULL AND NOT j.probe AS cohort,
     h.was, h.since, h.now AS left_at, j.fence AS run, h.blind AND NOT h.given_back AS blind, h.failure_before,
-    h.other_ref, h.said, h.refused
+    h.other_ref, h.said, h.refused, h.called, j.started_at
 ), {
     suspected(
         "moved",
@@ -276,18 +278,18 @@ WITH item AS (
         (minute("m.finished_at"), "'failed'", "-1", "(m.verdict = 'failed')::integer"),
         (minute("m.finished_at"), "'run'", "jobs_bucket(m.seconds)", "(NOT m.given_back)::integer"),
     )
-})REFERENCES
+})REFERENCES CALLS
 SELECT id, fence, state FROM moved
 """
 # Without a reference of its own an end is compared with what an earlier one left, in its simple form: planning the look
 # at another table costs a tenth of the time that a job alone takes.
-SETTLE = _SETTLE.replace("REFERENCES", "").replace(
+_UNREFERRED = _SETTLE.replace("REFERENCES", "").replace(
     STANDING,
     "CASE WHEN j.rejection IS NULL OR j.rejection ->> 'ref' <> j.reference THEN j.reference END",
 )
 # Which run a reference names: kept beside the row, which only knows the newest one, since an older run's proof counts,
 # and that of a run whose end came too late.
-SETTLE_REFERRED = _SETTLE.replace(
+_REFERRED = _SETTLE.replace(
     "REFERENCES",
     """, referred AS (
   INSERT INTO queues_jobreference (type, ref, job_id, fence, at)
@@ -295,6 +297,29 @@ SETTLE_REFERRED = _SETTLE.replace(
   WHERE j.id = ANY(%(ids)s::uuid[]) AND i.fence <= j.fence AND i.reference IS NOT NULL
 )""",
 )
+# A run that began before its breaker's last change tells of the time before it, and one that began while it was half
+# open is a trial, of which a slow one has failed. A trial that asked for nothing is given back.
+_OF_TYPE = "JOIN queues_jobtype c ON c.name = m.type JOIN queues_dependency d ON d.name = c.dependency"
+_CALLS = f""", called AS (
+  INSERT INTO queues_outcomedelta (at, type, tier, measure, bucket, n, window_seconds)
+  SELECT date_trunc('second', m.finished_at), m.type, m.tier, 'called.' || CASE WHEN d.state <> 'half_open'
+      THEN m.called WHEN m.called = 'ok' THEN 'trial_ok' ELSE 'trial_failed' END, -1, count(*), 0
+  FROM moved m {_OF_TYPE}
+  WHERE m.called IN ('ok', 'failed', 'slow') AND m.started_at >= d.since
+    AND (m.called <> 'failed' OR m.state <> 'cancelled')
+  GROUP BY 1, 2, 3, 4
+), unused AS (
+  UPDATE queues_dependency d SET trials_left = least(d.trial_jobs, d.trials_left + u.n)
+  FROM (SELECT d.name, min(m.started_at) AS began, count(*) AS n FROM moved m {_OF_TYPE}
+    WHERE (m.called = 'unused' OR m.verdict = 'released') AND d.state = 'half_open' GROUP BY 1) AS u
+  WHERE d.name = u.name AND d.state = 'half_open' AND d.since <= u.began
+)"""
+SETTLE = {
+    (referred, called): sql.replace(" CALLS", _CALLS if called else "")
+    for referred, sql in ((False, _UNREFERRED), (True, _REFERRED))
+    for called in (False, True)
+}
+"""By whether an end has a reference, and whether one tells of a dependency: most of them do neither."""
 
 # An end whose answer was lost is written again and finds what it did itself: that is no stale write.
 SUPERSEDED = """
@@ -313,7 +338,8 @@ def settle(ends: Sequence[End]) -> dict[tuple[UUID, int], JobState]:
 
     A pair that is missing was superseded: its lease was lost, and another run or a sweep decided.
     """
-    sql = SETTLE_REFERRED if any(end.reference for end in ends) else SETTLE
+    called = any(end.called is not None or end.verdict is Verdict.RELEASED for end in ends)
+    sql = SETTLE[any(end.reference for end in ends), called]
     rows = transition("finish", sql, {**named([end.id for end in ends]), "ends": records(ends)})
     return {(job_id, fence): JobState(state) for job_id, fence, state in rows}
 

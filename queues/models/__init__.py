@@ -2,7 +2,8 @@
 
 from queues.models.contract import ContractRevision, JobType, Tier
 from queues.models.evidence import Callback, JobReference, StepResult
-from queues.models.failure import FailureCount, FailureHour, OutsideAnswer
+from queues.models.failure import FailureCount, FailureHour, FailureMinute, OutsideAnswer
+from queues.models.flow import Breaker, BreakerFlip, Dependency, DependencyCalls, FlowState
 from queues.models.job import DedupeKey, Job, JobQuerySet
 from queues.models.outcome import (
     BoardVersion,
@@ -18,11 +19,17 @@ from queues.models.worker import AuditEntry, WorkerProcess
 __all__ = [
     "AuditEntry",
     "BoardVersion",
+    "Breaker",
+    "BreakerFlip",
     "Callback",
     "ContractRevision",
     "DedupeKey",
+    "Dependency",
+    "DependencyCalls",
     "FailureCount",
     "FailureHour",
+    "FailureMinute",
+    "FlowState",
     "Job",
     "JobQuerySet",
     "JobReference",

@@ -5,6 +5,7 @@ Rules across fields are in `queues.contracts`; the form and its texts in the adm
 
 from django.core.validators import MaxValueValidator, MinValueValidator, ProhibitNullCharactersValidator, RegexValidator
 from django.db import models
+from django.db.models import Q
 from django.db.models.functions import Now
 
 NAME = RegexValidator(r"\A[a-z0-9][a-z0-9._-]{0,63}\Z", "Use 1 to 64 of a-z, 0-9, dot, dash and underscore.")
@@ -155,6 +156,15 @@ class JobType(models.Model):
     probe_payload = models.JSONField(
         default=dict, blank=True, db_default=models.Value({}, output_field=models.JSONField())
     )
+
+    # Whether a claim has to look at more than the jobs that it was asked for.
+    limited = models.GeneratedField(
+        expression=Q(concurrency__gt=0) | Q(group_concurrency__gt=0) | Q(rate_per_second__gt=0)  # type: ignore[arg-type]
+        | Q(group_rate_per_second__gt=0) | Q(ordered=True),
+        output_field=models.BooleanField(), db_persist=True,
+    )  # fmt: skip
+    # The breaker of its dependency, repeated here so that a claim sees it without another table.
+    breaker = models.CharField(max_length=9, default="closed", db_default="closed", editable=False)
 
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     changed_at = models.DateTimeField(db_default=Now(), editable=False)

@@ -8,7 +8,8 @@ from queues.states import DEAD_REASONS
 class FailureCount(models.Model):
     """How many jobs of a type died of one failure, ever, and how many of these dead letters are open now.
 
-    One row for each (type, reason, fingerprint); an empty fingerprint is a death without an error (too old).
+    One row for each (type, reason, fingerprint); an empty fingerprint is a death without an error (too old). Of a type
+    only so many are told apart (`queues.lifecycle.FAILURES_MOST`): what comes then is one row for each reason, `*`.
     Written by the fold alone. Times are those of the minute.
     """
 
@@ -28,6 +29,7 @@ class FailureCount(models.Model):
         indexes = [
             models.Index(fields=["last_at"], name="failure_recent"),
             models.Index(fields=["tier", "-last_at", "-id"], condition=models.Q(open__gt=0), name="failure_open"),
+            models.Index(fields=["tier", "-last_at", "-id"], name="failure_listed"),
         ]
 
     def __str__(self) -> str:
@@ -44,6 +46,21 @@ class FailureHour(models.Model):
 
     class Meta:
         indexes = [models.Index(fields=["at"], name="failure_hour_by_time")]
+
+    def __str__(self) -> str:
+        return f"{self.failure_id} {self.at:%F %R} {self.died}"
+
+
+class FailureMinute(models.Model):
+    """How many died of one failure in one minute, of the last day: alerts leave out those that somebody ignores."""
+
+    pk = models.CompositePrimaryKey("failure_id", "at")
+    failure_id = models.BigIntegerField()
+    at = models.DateTimeField()
+    died = models.BigIntegerField(default=0)
+
+    class Meta:
+        indexes = [models.Index(fields=["at"], name="failure_minute_by_time")]
 
     def __str__(self) -> str:
         return f"{self.failure_id} {self.at:%F %R} {self.died}"

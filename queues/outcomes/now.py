@@ -18,10 +18,11 @@ SELECT v.n, jobs_now(), v.folded_at,
   (SELECT jsonb_agg(jsonb_build_array(t.number, t.name, t.target_ratio) ORDER BY t.number) FROM queues_tier t),
   (SELECT jsonb_agg(jsonb_build_array(c.name, c.tier_id, c.version, c.window_seconds,
       coalesce(c.target_ratio, t.target_ratio), c.enabled, c.paused, c.pool, c.provider_key_ttl_seconds,
-      t.retry_budget)
+      t.retry_budget, c.dependency, c.breaker)
       ORDER BY c.name) FROM queues_jobtype c JOIN queues_tier t ON t.number = c.tier_id),
   (SELECT count(*) FROM queues_probe p JOIN queues_jobtype c ON c.name = p.type AND c.enabled AND NOT c.paused
-    WHERE p.failures > 0)
+    WHERE p.failures > 0),
+  (SELECT count(*) FROM queues_dependency WHERE state = 'open')
 FROM queues_boardversion v WHERE v.id = 1
 """
 
@@ -62,6 +63,9 @@ class TypeNow:
     """How long the provider honours an idempotency key; 0 is not known."""
     retry_budget: float
     """The tier's: the share of runs that may be retries."""
+    dependency: str
+    breaker: str
+    """The state of its dependency's breaker: closed (also without one), open, half_open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,8 @@ class Board:
     Probes are in none; beside the states `probe` counts those that wait."""
     probes_failing: int = 0
     """Types that are neither paused nor disabled and whose last probe failed."""
+    breakers_open: int = 0
+    """Dependencies whose circuit breaker is open."""
 
     def count(self, *states: str, tier: int | None = None, name: str | None = None) -> int:
         """Return how many jobs are in these states."""
@@ -127,12 +133,12 @@ def _rows(sql: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, 
 
 def board() -> Board:
     """Read version, clock, counts, tiers and types, in one statement."""
-    version, now, folded_at, counts, tiers, types, failing = _rows(_BOARD)[0]
+    version, now, folded_at, counts, tiers, types, failing, opened = _rows(_BOARD)[0]
     by_pair: dict[tuple[int, str], dict[str, int]] = {}
     for tier, name, state, n in _json(counts):
         by_pair.setdefault((tier, name), {})[state] = n
     names = ("name", "tier", "version", "window_seconds", "target", "enabled", "paused", "pool", "key_ttl_seconds",
-             "retry_budget")  # fmt: skip
+             "retry_budget", "dependency", "breaker")  # fmt: skip
     return Board(
         version=version,
         now=now,
@@ -141,6 +147,7 @@ def board() -> Board:
         tiers={row[0]: TierNow(number=row[0], name=row[1], target=row[2]) for row in _json(tiers)},
         types={row[0]: TypeNow(**dict(zip(names, row, strict=True))) for row in _json(types)},
         probes_failing=failing,
+        breakers_open=opened,
     )
 
 

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -18,9 +18,9 @@ from uuid import UUID
 
 from django.db import DataError, Error, IntegrityError, connection
 
-from queues import confirmation, handlers, lifecycle
+from queues import broker, confirmation, contracts, handlers, lifecycle
 from queues.lifecycle import CheckEnd, End, Run, Verdict
-from queues.runtime import checks, leases
+from queues.runtime import calls, checks, leases
 from queues.runtime.context import context_of
 from queues.runtime.execute import execute, released
 from queues.runtime.leases import LeaseTable, Slot
@@ -30,11 +30,18 @@ log = logging.getLogger(__name__)
 
 FINISH_SECONDS: Final = 0.05
 BEGIN_SECONDS: Final = 0.25
+FOLLOW_SECONDS: Final = 0.25
+"""For so long a slot goes on with what its own ends make room for; then that goes back to the queue, behind others."""
+SPARE: Final = 7
 _POLL_SECONDS: Final = 0.02
 LOCK_NOT_AVAILABLE: Final = "55P03"
 GIVE_BACK_SECONDS: Final = 5.0
 NO_LEASE_SECONDS: Final = 1e9
 CHECK_HARD_SECONDS: Final = 2 * checks.CHECK_SECONDS
+
+
+_Freed = Counter[tuple[str, str | None]]
+"""How many runs ended of a limited type and group."""
 
 
 class Chunk:
@@ -46,6 +53,7 @@ class Chunk:
         self.lease_ends = claimed_at + min(run.lease_seconds for run in runs)
         self._lock = threading.Lock()
         self._waiting = deque(runs)
+        self._limited = {run.id: (run.type, run.group) for run in runs if run.limited}
         self._ended: list[End] = []
         self._oldest_end = 0.0
         self._alone = len(runs) == 1
@@ -85,6 +93,11 @@ class Chunk:
             self._waiting.clear()
             return rest
 
+    def freed(self, ends: Sequence[End]) -> _Freed:
+        """Count the ends by the limited type and group in which they made room; a released run wants it back itself."""
+        done = [self._limited.get(end.id) for end in ends if end.verdict is not Verdict.RELEASED]
+        return Counter(where for where in done if where is not None)
+
     def _too_late(self) -> bool:
         # A single job has no neighbour that could be kept waiting by it.
         return not self._alone and leases.now() > self._may_begin_until
@@ -104,28 +117,44 @@ class Runner:
         threading.Thread(target=self._finisher, name="finisher", daemon=True).start()
 
     def run(self, ids: Sequence[UUID]) -> int:
-        """Claim and run what is due of these ids; returns how many bodies ran."""
+        """Claim and run what is due of these ids, and what their ends make room for; returns how many bodies ran."""
         if self.table.draining:
             return 0
+        follow_until = leases.now() + FOLLOW_SECONDS
         since = leases.now()
-        slot = self._slot()
         # Ends of the last chunk may still be on their way; what cannot be held is not claimed.
-        runs = self._claim(ids[: slot.room])
-        if not runs:
-            return 0
+        runs = self._claim(ids[: self._slot().room])
+        done = 0
+        while runs:
+            ran, freed = self._run(runs, since=since)
+            done += ran
+            due, room = _next_due(freed)
+            if self.table.draining or leases.now() >= follow_until:
+                _publish(due[:room])
+                break
+            since = leases.now()
+            room = min(room, self._slot().room)
+            runs = self._claim([job_id for _, job_id in due], most=room) if due and room else []
+        return done
+
+    def _run(self, runs: Sequence[Run], *, since: float) -> tuple[int, _Freed]:
+        """Run what was claimed; returns how many bodies ran, and where the ends that were written last made room."""
+        slot, done = self._slot(), 0
         for run in runs:
             slot.hold(run.id, run.fence, run.lease_seconds, since=since)
         chunk = Chunk(runs, slot, claimed_at=since)
         self._watch(chunk)
-        done = 0
+        held = partial(calls.is_held, runs[0].type, calls.known_contracts())
+        last: list[End] = []
         try:
-            while (run_now := chunk.begin(draining=self.table.draining)) is not None:
+            while (run_now := chunk.begin(draining=self.table.draining or held())) is not None:
                 stopped = partial(slot.told_to_stop, run_now.id, run_now.fence)
                 context = context_of(run_now, cancelled=stopped, steps=RunSteps(run_now))
                 ended = execute(run_now, context, begin=partial(_begin, slot, run_now))
                 if ended.written:
                     slot.drop(run_now.id, run_now.fence)
                     _look_for_callbacks([ended.end])
+                    last.append(ended.end)
                 else:
                     # First: from here on no limit may kill the process for this body.
                     slot.ended(run_now.id, run_now.fence)
@@ -134,8 +163,9 @@ class Runner:
         finally:
             with self._lock:
                 self._chunks.discard(chunk)
-            self._write(chunk.take_all(), chunk)
-        return done
+            rest = chunk.take_all()
+            self._write(rest, chunk)
+        return done, chunk.freed([*last, *rest])
 
     def check(self, ids: Sequence[UUID]) -> int:
         """Ask the checks that are due of these ids; returns how many were asked."""
@@ -161,11 +191,21 @@ class Runner:
             lifecycle.finish_checks(ends)
         return len(due)
 
-    def _claim(self, ids: Sequence[UUID]) -> list[Run]:
-        """Claim under a name that no other claim has, so that one whose answer was lost can be given back."""
+    def _claim(self, ids: Sequence[UUID], *, most: int | None = None) -> list[Run]:
+        """Claim under a name that no other claim has, so that one whose answer was lost can be given back.
+
+        `most`: so many of these jobs of a limited type, the first ones that nobody else took meanwhile.
+        """
         worker = f"{self.incarnation}.{next(self._claims)}"
         try:
-            return lifecycle.claim(ids, worker=worker, checked=handlers.checked_types())
+            checked = handlers.checked_types()
+            if most is not None:
+                return lifecycle.claim_limited(ids, worker=worker, checked=checked, most=most)
+            runs = lifecycle.claim(ids, worker=worker, checked=checked)
+            # The jobs of a hint are of one type, which has limits or has none.
+            if not runs and any(contract.guarded for contract in contracts.all_current().values()):
+                runs = lifecycle.claim_limited(ids, worker=worker, checked=checked)
+            return runs
         except Error:
             # Without a connection the statement was never sent.
             sent = connection.connection is not None
@@ -199,6 +239,8 @@ class Runner:
                 if due:
                     try:
                         self._write(due, chunk)
+                        due_now, room = _next_due(chunk.freed(due))
+                        _publish(due_now[:room])
                     except Exception:  # the thread must live; what it could not write is rescued by its lease
                         log.exception("finisher: ends could not be written")
             threading.Event().wait(_POLL_SECONDS)
@@ -234,6 +276,35 @@ def _look_for_callbacks(ends: Sequence[End]) -> None:
     except Error as error:
         connection.close()
         log.warning("callbacks that wait for %d jobs are left to the scheduler: %s", len(referred), error)
+
+
+def _next_due(freed: _Freed) -> tuple[list[tuple[str, UUID]], int]:
+    """Return (type, id) of jobs that may begin where runs made room, best first, and for how many there is room.
+
+    A few more than that, since others look at the same ones. The stage alone would let a limit idle between its rounds.
+    """
+    wanted: Counter[tuple[str, str | None]] = Counter()
+    for (name, group), n in freed.items():
+        contract = contracts.all_current().get(name)
+        if contract is None:
+            continue
+        if contract.in_groups and (group is not None or contract.concurrency > 0 or contract.rate_per_second > 0):
+            wanted[name, group or ""] += n
+        elif contract.concurrency > 0:
+            wanted[name, None] += n
+    if not wanted:
+        return [], 0
+    try:
+        return lifecycle.next_due([(name, group, n + SPARE) for (name, group), n in wanted.items()]), wanted.total()
+    except Error as error:
+        connection.close()
+        log.warning("what may begin now is left to the scheduler: %s", error)
+        return [], 0
+
+
+def _publish(due: Sequence[tuple[str, UUID]]) -> None:
+    current = contracts.all_current()
+    broker.publish([(current[name].queue, [job_id]) for name, job_id in due if name in current])
 
 
 def _count_superseded(runs: Sequence[tuple[UUID, int]]) -> None:
@@ -346,7 +417,7 @@ def _without_data(end: End, error: Exception) -> End:
         id=end.id, fence=end.fence, verdict=end.verdict, reason=end.reason, retry_in=end.retry_in, seconds=end.seconds,
         on_stale=end.on_stale, failure=note if end.failure else None, fingerprint=end.fingerprint,
         evidence=end.evidence, reference=end.reference, confirm_in=end.confirm_in, act_in=end.act_in,
-        polled=end.polled, unknown=end.unknown,
+        polled=end.polled, unknown=end.unknown, called=end.called,
     )  # fmt: skip
 
 

@@ -11,13 +11,14 @@ from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.pq import TransactionStatus
 
-from queues import contracts, handlers, http_target, lifecycle, retry
+from queues import contracts, handlers, http_target, lifecycle, outbound, retry
 from queues.contracts import Contract
 from queues.faults import fault
 from queues.fingerprint import fingerprint
 from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, RunSuperseded
 from queues.lifecycle import End, Run, Verdict
-from queues.runtime import checks, limits, story
+from queues.runtime import calls, checks, limits, story
+from queues.runtime.calls import Bounds
 from queues.states import JobState, Reason
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def execute(run: Run, context: JobContext, *, begin: Callable[[float], None]) ->
     started = time.perf_counter()
     try:
         contract = contracts.of_version(run.type, run.contract_version)
+        bounds = calls.bounds_of(contract)
     except Exception as error:  # without its contract a job cannot be judged; it costs this attempt only
         log.exception("job %s: its contract cannot be read", run.id)
         return Ended(end=_failed(run, error, None, started))
@@ -58,14 +60,14 @@ def execute(run: Run, context: JobContext, *, begin: Callable[[float], None]) ->
     try:
         known = _ask_first(run, context, contract, started)
         if known is not None:
-            return Ended(end=known)
+            return Ended(end=calls.not_run(known, contract))
         if _is_atomic(contract):
-            return Ended(end=_run_atomic(run, context, contract, started), written=True)
-        return Ended(end=_judge(run, _call(context, contract), contract, started))
+            return Ended(end=_run_atomic(run, context, contract, bounds, started), written=True)
+        return Ended(end=_run_body(run, context, contract, bounds, started))
     except _Undo as undo:
         return Ended(end=undo.end)
     except BaseException as error:  # also asyncio's CancelledError: a body that ended has an end
-        return Ended(end=_failed(run, error, contract, started))
+        return Ended(end=calls.raised(_failed(run, error, contract, started), contract, error))
     finally:
         if not was_atomic and _left_open(connection):
             _discard(connection)
@@ -109,7 +111,7 @@ def _is_atomic(contract: Contract) -> bool:
     return contract.handler != "http" and handlers.find(contract.name).atomic
 
 
-def _run_atomic(run: Run, context: JobContext, contract: Contract, started: float) -> End:
+def _run_atomic(run: Run, context: JobContext, contract: Contract, bounds: Bounds | None, started: float) -> End:
     """Commit what the handler wrote together with the end of its run, or neither.
 
     Raises: _Undo with the end of a run that failed without an exception; RunSuperseded; what the handler or the commit
@@ -117,7 +119,7 @@ def _run_atomic(run: Run, context: JobContext, contract: Contract, started: floa
     """
     with transaction.atomic():
         _allow_idle(contract.hard_limit_seconds)
-        end = _judge(run, _call(context, contract), contract, started)
+        end = _run_body(run, context, contract, bounds, started)
         if end.verdict is Verdict.FAILED:
             raise _Undo(end)
         state = lifecycle.settle([end]).get((run.id, run.fence))
@@ -127,6 +129,13 @@ def _run_atomic(run: Run, context: JobContext, contract: Contract, started: floa
             # Cancelled or rejected meanwhile: the same end is written again, without the writes.
             raise _Undo(end)
     return end
+
+
+def _run_body(run: Run, context: JobContext, contract: Contract, bounds: Bounds | None, started: float) -> End:
+    began = time.perf_counter()
+    outcome = _call(context, contract, bounds)
+    seconds = time.perf_counter() - began
+    return calls.returned(_judge(run, outcome, contract, started), contract, bounds, seconds=seconds)
 
 
 def _allow_idle(hard_limit: int) -> None:
@@ -159,12 +168,13 @@ def _discard(connection: BaseDatabaseWrapper) -> None:
         raw.close()
 
 
-def _call(context: JobContext, contract: Contract) -> Any:
+def _call(context: JobContext, contract: Contract, bounds: Bounds | None) -> Any:
     outcome: Any
     fault("body.before")
     with limits.soft_limit(contract.soft_limit_seconds):
         if contract.handler == "http":
-            outcome = http_target.deliver(context, contract)
+            seconds = min(bounds.timeout, outbound.TOTAL_SECONDS) if bounds else None
+            outcome = http_target.deliver(context, contract, seconds=seconds)
         else:
             outcome = handlers.find(context.type).function(context)
     fault("body.after")

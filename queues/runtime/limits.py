@@ -196,13 +196,15 @@ def overrun(run: RunInfo, *, limit: float, seconds: float, replaced: bool, not_b
         if replaced
         else ": the process that ran it was killed"
     )
-    retry_in, on_stale = UNKNOWN_CONTRACT_SECONDS, "expire"
+    retry_in, on_stale, called = UNKNOWN_CONTRACT_SECONDS, "expire", None
     try:
         contract = contracts.of_version(run.type, run.contract_version)
     except contracts.UnknownContract:
         pass
     else:
         on_stale = contract.on_stale
+        # What it waits for at the end of its time is as a rule what it depends on.
+        called = "failed" if contract.dependency else None
         retry_in = retry.delay(
             run.attempt,
             backoff=contract.backoff,
@@ -222,4 +224,5 @@ def overrun(run: RunInfo, *, limit: float, seconds: float, replaced: bool, not_b
         seconds=seconds,
         on_stale=on_stale,
         unknown=True,
+        called=called,
     )

@@ -5,7 +5,7 @@ from typing import Final
 
 from django.db import OperationalError, connection
 
-from queues import lifecycle, outside, probes, workers
+from queues import breaker_actions, lifecycle, outside, probes, workers
 from queues.outcomes import DAYS_KEPT, HOURS_KEPT, MINUTES_KEPT
 
 log = logging.getLogger(__name__)
@@ -18,6 +18,10 @@ SIGNS_KEPT: Final = 180
 FAILURES_KEPT: Final = 90
 """A failure that comes back after so many days without one, and without an open dead letter, is a new one."""
 FAILURE_HOURS_KEPT: Final = 8
+CALLS_KEPT: Final = 1
+FLOW_KEPT_HOURS: Final = 1
+"""A group that rested for so long, and whose rate has given all its tokens back, needs no row."""
+FLIPS_KEPT: Final = 90
 
 
 def make_partitions(*, tries: int = 20) -> int:
@@ -40,6 +44,9 @@ def forget_old() -> bool:
     gone += [lifecycle.forget_suspected(days=SIGNS_KEPT, limit=BATCH), probes.forget_old(limit=BATCH)]
     gone += [lifecycle.forget_failures(days=FAILURES_KEPT, hour_days=FAILURE_HOURS_KEPT, limit=BATCH)]
     gone += [outside.forget_old(limit=BATCH)]
+    gone += [lifecycle.forget_flow(hours=FLOW_KEPT_HOURS, limit=BATCH)]
+    gone += [lifecycle.forget_calls(days=CALLS_KEPT, limit=BATCH)]
+    gone += [breaker_actions.forget_flips(days=FLIPS_KEPT, limit=BATCH)]
     return max(gone) >= BATCH
 
 

@@ -10,15 +10,14 @@ from uuid import UUID
 from queues import broker, contracts, histogram, lifecycle, outcomes, workers
 from queues.contracts import Contract
 from queues.faults import fault
-from queues.lifecycle import Due
+from queues.lifecycle import HINT_SECONDS, Ask, Due
+from queues.scheduler.stage_limited import LimitedStage
 
 CHUNK_SECONDS: Final = 0.1
 CHUNK_MOST: Final = 100
 SLOW_P95_SECONDS: Final = 0.05
 """A type at or above this, or without history, goes one id a message."""
 HISTORY_LEAST: Final = 20
-HINT_SECONDS: Final = 10.0
-"""A hint that was not claimed by then is published again."""
 _READ_EVERY: Final = 1.0
 _MESSAGES_LEAST, _MESSAGES_MOST = 3, 20
 
@@ -54,6 +53,7 @@ class Stage:
     """Types that have waiting jobs, as far as folded or seen since."""
     sent: dict[str, dict[UUID, tuple[float, float]]] = field(default_factory=dict)
     """By type: job → (when its hint was sent, the due time that it was sent for)."""
+    limited: LimitedStage = field(default_factory=LimitedStage)
 
     def run_once(self) -> bool:
         """Publish one round. Returns True when there may be more to publish at once."""
@@ -62,16 +62,28 @@ class Stage:
         if not self.active:
             return False
         room = self._room(current)
-        walk = []
+        guarded = {name for name in room if current[name].guarded}
+        walk: list[Ask] = []
+        tiers: dict[str, list[int]] = {}
         for tier, name in self.walks:
-            if room.get(name):
-                self._forget(name)
-                walk.append((tier, name, room[name] * self._pace(name).chunk + len(self.sent.get(name, ()))))
+            if not room.get(name):
+                continue
+            if name in guarded and name in self.busy:
+                tiers.setdefault(name, []).append(tier)
+                continue
+            self._forget(name)
+            most = room[name] * self._pace(name).chunk + len(self.sent.get(name, ()))
+            # Of a limited type one look tells that it has work; the next round asks what its limits let begin.
+            walk.append(Ask(tier, name, 1 if name in guarded else most))
         found = lifecycle.stageable(walk) if walk else {}
+        fresh = {name: self._fresh(name, rows, room[name]) for name, rows in found.items() if name not in guarded}
+        if tiers:
+            asked = {name: room[name] * self._pace(name).chunk for name in tiers}
+            fresh |= self.limited.due(asked, current=current, tiers=tiers)
         fault("stage.selected")
         self.busy |= found.keys()
-        fresh = {name: self._fresh(name, rows, room[name]) for name, rows in found.items()}
-        return self._publish({name: rows for name, rows in fresh.items() if rows}, current)
+        seen = bool(found.keys() & guarded)
+        return self._publish({name: rows for name, rows in fresh.items() if rows}, current) or seen
 
     def _read(self, current: Mapping[str, Contract]) -> None:
         if time.monotonic() - self.read_at < _READ_EVERY:
@@ -93,7 +105,7 @@ class Stage:
         """Return messages that each type may publish now: its queue's free room, shared among types with work."""
         by_queue: dict[str, list[str]] = {}
         for name, contract in current.items():
-            if not contract.paused:
+            if not contract.paused and contract.breaker != "open":
                 by_queue.setdefault(contract.queue, []).append(name)
         room: dict[str, int] = {}
         for queue, names in by_queue.items():
@@ -135,16 +147,29 @@ class Stage:
         hints: list[tuple[str, list[UUID]]] = []
         for name, rows in found.items():
             queue = current[name].queue
-            # A lost worker makes dead letters of a whole chunk where the contract says dead.
-            chunk = 1 if current[name].on_worker_lost == "dead" else self._pace(name).chunk
             hints += [(queue, [row.id]) for row in rows if row.alone]
+            chunk = self._chunk(current[name], len(rows))
             hints += [(queue, ids) for ids in _chunks((row.id for row in rows if not row.alone), chunk)]
         if not hints or not broker.publish(hints):
             return False
         now = time.monotonic()
         for name, rows in found.items():
-            self.sent[name].update({row.id: (now, row.due_at) for row in rows})
+            if current[name].guarded:
+                self.limited.published(name, rows)
+            else:
+                self.sent[name].update({row.id: (now, row.due_at) for row in rows})
         return True
+
+    def _chunk(self, contract: Contract, rows: int) -> int:
+        """Return how many ids go into one message."""
+        # A lost worker makes dead letters of a whole chunk where the contract says dead; order has one head a group.
+        if contract.on_worker_lost == "dead" or contract.ordered:
+            return 1
+        chunk = self._pace(contract.name).chunk
+        if contract.guarded:
+            # What a limit lets run at once shall run at once, not one after the other in one worker.
+            chunk = min(chunk, -(-rows // max(1, self.slots.get(contract.queue, 0))))
+        return max(1, chunk)
 
 
 def _chunks(ids: Iterable[UUID], size: int) -> Iterable[list[UUID]]:

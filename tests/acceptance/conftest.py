@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -108,9 +109,10 @@ class Stack:
         return [run for run in map(json.loads, lines) if run["type"].startswith(kind)]
 
     @staticmethod
-    def states() -> dict[str, int]:
-        """Return how many jobs are in which state."""
-        return {state: int(n) for state, n in sql("SELECT state, count(*) FROM queues_job GROUP BY state")}
+    def states(kind: str = "%") -> dict[str, int]:
+        """Return how many jobs are in which state: all, or those of a type."""
+        found = sql("SELECT state, count(*) FROM queues_job WHERE type LIKE %s GROUP BY state", kind)
+        return {state: int(n) for state, n in found}
 
     def until(self, condition: Callable[[], object], *, seconds: float) -> float:
         """Wait for a condition; returns how long it took."""
@@ -123,45 +125,55 @@ class Stack:
             threading.Event().wait(0.05)
         return time.monotonic() - began
 
-    def all_confirmed(self, n: int, *, seconds: float) -> float:
-        """Wait until all jobs are confirmed."""
-        return self.until(lambda: self.states() == {"confirmed": n}, seconds=seconds)
+    def all_confirmed(self, n: int, *, kind: str = "%", seconds: float) -> float:
+        """Wait until all jobs are confirmed, or those of a type."""
+        return self.until(lambda: self.states(kind) == {"confirmed": n}, seconds=seconds)
 
     def close(self) -> None:
-        """End what was started, and wait for what ends by itself."""
+        """Kill what runs, and wait until nothing of it writes any more. Who looks at an end signals it himself."""
         self.go()
-        for process in self._started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self._started:
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
+        running = [process for process in self._started if process.poll() is None]
+        for process in running:
+            # A worker that ends just now has no children to name.
+            with contextlib.suppress(OSError):
+                self._hearts |= set(self.hearts(process))
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
                 self.kill(process)
-        give_up = time.monotonic() + 20
-        while any(map(alive, self._hearts)) and time.monotonic() < give_up:
-            threading.Event().wait(0.05)
         for pid in filter(alive, self._hearts):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        give_up = time.monotonic() + 20
+        # What a killed process asked for last, its session may be about to commit.
+        while (any(map(alive, self._hearts)) or _sessions_at_work()) and time.monotonic() < give_up:
+            threading.Event().wait(0.02)
+
+
+def _sessions_at_work() -> int:
+    """Count the other sessions of the test's database that run a statement or have a transaction open."""
+    [(count,)] = sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND backend_type = 'client backend' AND state IS DISTINCT FROM 'idle'"
+    )
+    return int(count)
 
 
 @pytest.fixture
-def stack(transactional_db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+def stack(transactional_db: None, tmp_path: Path) -> Iterator[Stack]:
     """Job types, an empty broker, and a way to start processes."""
-    database = urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{connection.settings_dict['NAME']}").geturl()
-    messages = urlsplit(os.environ["BROKER_URL"])._replace(path=f"/{BROKER_DATABASE}").geturl()
+    with stack_in(tmp_path) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def stack_in(folder: Path) -> Iterator[Stack]:
+    """Make a stack whose files are in this folder; what it starts ends with it. Who calls empties the database."""
+    env = {
+        **os.environ, **own_servers(), "JOBSBOARD_HANDLERS": "tests.acceptance.jobs", "ACCEPTANCE_FOLDER": str(folder),
+    }  # fmt: skip
+    messages = env["BROKER_URL"]
     if not messages.startswith("redis"):
         pytest.skip("these tests empty a Redis database of their own")
-    for name in ("broker_url", "broker_write_url", "broker_read_url"):
-        monkeypatch.setitem(current_app.conf, name, messages)
-    monkeypatch.setattr(broker, "_channel", broker._Channel())
-    env = {
-        **os.environ,
-        "DATABASE_URL": database,
-        "BROKER_URL": messages,
-        "JOBSBOARD_HANDLERS": "tests.acceptance.jobs",
-        "ACCEPTANCE_FOLDER": str(tmp_path),
-    }
     for name in (QUICK, SLOW, POISON):
         make_type(name, success="reference", lease_seconds=60)
     make_type(ATOMIC, success="reference", poison_after=20)
@@ -170,9 +182,12 @@ def stack(transactional_db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         make_type(name, success="reference", backoff="fixed", backoff_base_seconds=0.5)
     make_type(CALLBACK, success="callback")
     make_type(CHECKED, success="check", check_every_seconds=1)
-    with redis.Redis.from_url(messages) as client:
+    with redis.Redis.from_url(messages) as client, pytest.MonkeyPatch.context() as patch:
+        for name in ("broker_url", "broker_write_url", "broker_read_url"):
+            patch.setitem(current_app.conf, name, messages)
+        patch.setattr(broker, "_channel", broker._Channel())
         client.flushdb()
-        made = Stack(tmp_path, env, client)
+        made = Stack(folder, env, client)
         try:
             yield made
         finally:

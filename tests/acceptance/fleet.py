@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobsboard.local import ports
-from queues.runtime.leases import alive
 from tests.acceptance.conftest import ROOT, Stack
 from tests.acceptance.rolling_jobs import QUICK, WORK
 from tests.factories import sql
@@ -122,12 +120,8 @@ class Fleet:
         )
 
     def end(self) -> None:
-        """Kill what runs: a test that has seen all it wants does not wait for shutdowns."""
-        for process in self.stack._started:
-            if process.poll() is None:
-                self.stack.kill(process)
-        for pid in filter(alive, self.stack._hearts):
-            os.kill(pid, signal.SIGKILL)
+        """Kill what runs."""
+        self.stack.close()
 
 
 def answers(port: int) -> bool:

@@ -22,9 +22,11 @@ ACCEPTS = 500
 @pytest.mark.acceptance
 @pytest.mark.timeout(420)
 def test_every_promise_holds_under_fire(tmp_path: Path) -> None:
-    """Servers of its own; the faults take 40 s, a SIGSTOP 8 s. Start, healing and judging come on top."""
+    """Servers of its own; the faults take 40 s, a SIGSTOP 8 s. Start, healing and judging come on top: healing for as
+    long as it takes to work off what was accepted meanwhile, so that no more is than the checker needs."""
     result = tmp_path / "result.json"
     chaos = ["--seed", str(SEED), "--seconds", "40", "--faults-every", "2.2", "--pause", "8", "--result", str(result)]
+    chaos += ["--rate", "20", "--batch-rate", "20"]
     isolated = [sys.executable, "-m", "jobsboard.local", "--die-with-parent", "isolated", "--", sys.executable]
     done = subprocess.run(
         [*isolated, "-m", "benchmarks.chaos", *chaos], cwd=ROOT, capture_output=True, text=True, check=False

@@ -19,7 +19,7 @@ from jobsboard.alerts import engine, metrics
 from jobsboard.alerts.metrics import Reading
 from jobsboard.alerts.seen import Seen
 from jobsboard.models import Alert, AlertRule, Metric, WebhookDelivery, WebhookEndpoint
-from queues.models import FailureCount
+from queues.models import FailureCount, StateCount
 from tests.alerts.rounds import Rounds, make_rule, open_alerts
 from tests.dlq.deaths import die, fold
 from tests.factories import TYPE, make_type, sql
@@ -259,11 +259,90 @@ def test_an_ignored_failure_opens_no_alert_of_its_own() -> None:
     assert not Alert.objects.exists()
 
 
+# ---- what is ignored wakes nobody
+
+OTHERS_OF_TIER: dict[str, Any] = {"threshold": 5.0, "over_seconds": 300}
+
+
+def ignore(until: str | None = None) -> None:
+    """Ignore the failure that there is, for ever or for an interval of the database's time."""
+    at = None if until is None else sql(f"SELECT jobs_now() + interval '{until}'")[0][0]
+    groups.ignore(FailureGroup.objects.get(fingerprint="f" * 16).id, until=at, who=ANN)
+
+
+def test_dead_letters_of_an_ignored_failure_are_in_no_metric_of_alerts() -> None:
+    """Somebody knows of it: neither what is open nor what goes on dying of it wakes anybody; the others do."""
+    die(7)
+    die(2, fingerprint="a" * 16, reason="rejected")
+    meet()
+    inflow, standing = rule(Metric.DEAD_INFLOW, **OTHERS_OF_TIER), rule(Metric.DEAD_OPEN)
+    assert (one(inflow).value, one(standing).value) == (9, 9)
+    ignore()
+    assert (one(inflow).value, one(standing).value) == (2, 2), "also what died before it was ignored"
+    die(50)
+    fold()
+    assert (one(inflow).value, one(standing).value) == (2, 2)
+    assert one(inflow).words.endswith(f"most of them {TYPE}; 57 more are of failures that somebody ignores")
+    assert one(standing).words == (
+        "Tier 2: 2 dead letters wait for a decision; 57 more are of failures that somebody ignores"
+    )
+    assert one(rule(Metric.DEAD_INFLOW, reason="permanent_error")).value == 0
+    assert one(rule(Metric.DEAD_INFLOW, reason="rejected")).value == 2
+    die(1, kind=OTHER)
+    fold()
+    assert one(rule(Metric.DEAD_INFLOW, tier=1)).value == 1, "the same fingerprint of another type is another failure"
+    assert one(rule(Metric.DEAD_OPEN, **EVERYWHERE)).value == 3
+
+
+@pytest.mark.parametrize(("until", "passes", "left"), [("1 hour", "0 s", 0), ("1 hour", "2 hours", 7)])
+def test_an_ignored_failure_wakes_somebody_when_its_time_is_over(until: str, passes: str, left: int) -> None:
+    """Whether or not the service that reopens it has run."""
+    die(7)
+    meet()
+    ignore(until)
+    sql("UPDATE dlq_failuregroup SET ignored_until = ignored_until - %s::interval", passes)
+    assert FailureGroup.objects.get().state == "ignored"
+    assert (one(rule(Metric.DEAD_INFLOW)).value, one(rule(Metric.DEAD_OPEN)).value) == (left, left)
+    groups.reopen(FailureGroup.objects.get().id, who=ANN)
+    assert (one(rule(Metric.DEAD_INFLOW)).value, one(rule(Metric.DEAD_OPEN)).value) == (7, 7), "or is not ignored"
+
+
+def test_what_left_the_stretch_is_not_taken_from_what_is_in_it() -> None:
+    """Deaths of an ignored failure that are older than the stretch do not hide others of the same reason."""
+    die(20)
+    die(6, fingerprint="a" * 16)
+    fold()
+    meet()
+    ignore()
+    sql("UPDATE queues_failureminute SET at = at - interval '10 minutes' WHERE failure_id ="
+        " (SELECT id FROM dlq_failuregroup WHERE state = 'ignored')")  # fmt: skip
+    sql("UPDATE queues_outcomebuckets SET counts = '{\"1\": 6}' WHERE grain = 'minute' AND measure = 'dead'")
+    assert one(rule(Metric.DEAD_INFLOW, **OTHERS_OF_TIER)).value == 6
+
+
+@pytest.mark.usefixtures("two_weeks")
+def test_the_default_rules_open_no_alert_of_an_ignored_failure_and_do_when_it_is_over() -> None:
+    only_default("dead_inflow.tier1", "dead_open.tier1", "new_failures.tier1")
+    AlertRule.objects.update(for_seconds=0)
+    die(30, kind=OTHER)
+    meet()
+    ignore("1 hour")
+    next_round()
+    assert not Alert.objects.exists()
+    sql("UPDATE dlq_failuregroup SET ignored_until = jobs_now() - interval '1 s'")
+    next_round()
+    next_round()
+    assert "30 new dead letters" in Alert.objects.get(key="tier1").title
+
+
 # ---- what it costs
 
 
-def test_a_round_costs_two_statements_more_however_many_failures_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for failures, one for plans; both with a bound, and no row of a job is read."""
+def test_a_round_costs_four_statements_more_however_many_failures_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for failures, one for plans, one for what is ignored of all that is open and one of what died lately; each
+    with a bound, and no row of a job is read.
+    """
+    StateCount.objects.create(type=OTHER, tier=1, state="dead", n=3)
     engine.run_once()
     now = sql("SELECT jobs_now()")[0][0]
 
@@ -283,7 +362,7 @@ def test_a_round_costs_two_statements_more_however_many_failures_there_are(monke
         costs.append([query["sql"] for query in asked if "dlq_" in query["sql"]])
         FailureCount.objects.all().delete()
         make(1_500)
-    assert [len(cost) for cost in costs] == [2, 2]
+    assert [len(cost) for cost in costs] == [4, 4]
     assert not [query for cost in costs for query in cost if "queues_job " in query]
     monkeypatch.setattr(watch, "LOOK_AT_MOST", 100)
     assert len(watch.news()) == 100

@@ -14,7 +14,7 @@ from jobsboard.alerts.metrics import Reading
 from jobsboard.alerts.seen import Seen
 from jobsboard.models import Alert, AlertClock, AlertRule, Metric, WebhookEndpoint
 from queues import histogram
-from queues.models import BoardVersion, OutcomeRollup, StateCount, Tier
+from queues.models import BoardVersion, Dependency, OutcomeRollup, StateCount, Tier
 from queues.outcomes import watch
 from queues.states import REASON_CODES, JobState
 from tests.factories import TYPE, make_job, make_type, put_buckets, sql
@@ -267,6 +267,40 @@ def test_a_name_that_somebody_took_hinders_no_default() -> None:
     AlertRule.objects.create(name="Jobs in limbo", metric="limbo", threshold=5)
     defaults.ensure()
     assert AlertRule.objects.get(default_key="limbo").name == "Jobs in limbo (limbo)"
+
+
+def breaker(state: str = "open", **values: Any) -> None:
+    """Put the breaker of what the first type depends on."""
+    sql("UPDATE queues_jobtype SET dependency = 'crm' WHERE name = %s", TYPE)
+    Dependency.objects.update_or_create(name="crm", defaults={"state": state, "why": "20 of 20 failed.", **values})
+
+
+def test_a_breaker_that_is_not_closed_is_one_for_each_dependency() -> None:
+    everything = rule(Metric.BREAKER_OPEN, scope="all", tier=None)
+    assert list(metrics.read(everything, Seen.now())) == []
+    breaker()
+    StateCount.objects.create(tier=2, type=TYPE, state=JobState.ACCEPTED, n=3)
+    reading = one(everything)
+    assert (reading.subject, reading.value, reading.tier) == ("dependency:crm", 1, 2)
+    assert reading.words == "The circuit breaker of crm is open: 3 jobs wait. 20 of 20 failed."
+    breaker("half_open")
+    assert one(everything).value == 1
+    breaker("closed")
+    assert one(everything).value == 0
+
+
+def test_a_breaker_is_of_the_tiers_and_types_that_name_it() -> None:
+    breaker()
+    assert one(rule(Metric.BREAKER_OPEN)).value == 1
+    assert list(metrics.read(rule(Metric.BREAKER_OPEN, tier=1), Seen.now())) == []
+    assert one(rule(Metric.BREAKER_OPEN, scope="type", tier=None, job_type=TYPE)).value == 1
+    other = rule(Metric.BREAKER_OPEN, scope="type", tier=None, job_type=OTHER)
+    assert list(metrics.read(other, Seen.now())) == []
+
+
+def test_a_breaker_that_a_person_holds_open_wakes_nobody() -> None:
+    breaker(forced="open", forced_by="ann", forced_reason="maintenance")
+    assert one(rule(Metric.BREAKER_OPEN)).value == 0
 
 
 @pytest.mark.usefixtures("two_weeks")

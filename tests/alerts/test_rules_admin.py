@@ -17,7 +17,7 @@ from jobsboard.admin import alerts as rules_admin
 from jobsboard.alerts import defaults, metrics
 from jobsboard.alerts.seen import Seen
 from jobsboard.models import Alert, AlertFinding, AlertRule, Metric
-from queues.models import AuditEntry, BoardVersion
+from queues.models import AuditEntry, BoardVersion, Dependency
 from tests.alerts.rounds import make_rule
 from tests.factories import accept, fold_all, make_type
 
@@ -257,7 +257,8 @@ class Asked:
 @pytest.mark.parametrize("metric", Metric.values)
 def test_what_is_said_of_a_metric_is_what_it_looks_at(metric: str) -> None:
     """The form refuses exactly what a metric would not look at."""
-    make_type("mail.send")
+    make_type("mail.send", dependency="smtp")
+    Dependency.objects.create(name="smtp")
     accept(2, kind="mail.send")
     fold_all()
     asked = Asked(AlertRule(metric=metric, threshold=1, scope="all"))

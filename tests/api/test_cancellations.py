@@ -85,6 +85,27 @@ def test_scopes(make_api: Callable[..., Api]) -> None:
     assert (ignored.done, get(second).resolution) == (1, "ignored")
 
 
+@pytest.mark.parametrize("verb", ["pause", "resume", "abort"])
+def test_a_plan_is_steered_by_whoever_may_make_it(make_api: Callable[..., Api], verb: str) -> None:
+    """S-02: a key for dead letters alone looks at a cancel of waiting jobs, and neither stops it nor lets it go on."""
+    [waiting], [dead] = accept(1, kind=KIND), die(1, kind=KIND)
+    both, replayer = make_api(("jobs:write", "dlq:replay")), make_api(("dlq:replay",))
+    ids = {"ids": [str(waiting), str(dead)], "reason": "x"}
+    for made in (body(1, state="waiting"), ids):
+        path = both.post("/cancellations", made).json()["links"]["self"].split("/api/v1")[1]
+        if verb == "resume":
+            assert both.post(f"{path}/pause", {"reason": "x"}).status_code == 200
+        before = both.get(path).json()["state"]
+        assert replayer.get(path).status_code == 200
+        problem(replayer.post(f"{path}/{verb}", {"reason": "x"}), 403, "missing_scope")
+        assert both.get(path).json()["state"] == before
+        assert both.post(f"{path}/{verb}", {"reason": "x"}).json()["state"] != before
+    own = replayer.post("/cancellations", body(1, state="dead")).json()["links"]["self"].split("/api/v1")[1]
+    if verb == "resume":
+        replayer.post(f"{own}/pause", {"reason": "x"})
+    assert replayer.post(f"{own}/{verb}", {"reason": "x"}).status_code == 200
+
+
 def test_i_32_what_changed_since_is_skipped_and_counted(api: Api) -> None:
     """I-32: 2 of 5 dead letters were resolved between the look and the plan's step: skipped, changed; what came later
     is not in it; the numbers add up."""

@@ -9,12 +9,13 @@ from uuid import UUID
 import pytest
 
 from jobsboard.api.causes import JobCauses, TypeCauses
-from queues import broker, lifecycle, workers
+from queues import broker, contracts, lifecycle, workers
 from queues.accept import enqueue
 from queues.lifecycle import End, Verdict
 from queues.models import JobType
+from queues.states import Reason
 from tests.api.conftest import Api, problem
-from tests.factories import accept, claim, fold_all, set_columns
+from tests.factories import WORKER, accept, claim, failed, fold_all, set_columns
 
 NAME = "billing.receipt"
 URL = f"/job-types/{NAME}/causes"
@@ -76,6 +77,25 @@ def test_why_a_job_is_not_running(api: Api, late: list[UUID]) -> None:
     )
     ended = api.get(f"/jobs/{late[5]}/causes").json()
     assert (ended["state"], ended["causes"]) == ("confirmed", [])
+
+
+def test_a_job_behind_a_dead_letter_of_its_group(api: Api, types: None) -> None:
+    JobType.objects.filter(name=NAME).update(ordered=True, concurrency=1)
+    contracts.forget()
+    first, second = accept(2, kind=NAME, group="acme")
+    [run] = lifecycle.claim_limited([first], worker=WORKER)
+    lifecycle.settle([failed(run, reason=Reason.PERMANENT_ERROR)])
+    fold_all()
+    body = api.get(f"/jobs/{second}/causes").json()
+    JobCauses.model_validate(body)
+    found = next(one for one in body["causes"] if one["code"] == "order")
+    assert (found["verdict"], found["evidence"]["blocked"], found["evidence"]["before"]) == ("cause", True, 1)
+    assert found["next"] == {"kind": "dead_letter", "id": str(first)}
+    body = api.get(URL).json()
+    TypeCauses.model_validate(body)
+    found = next(one for one in body["causes"] if one["code"] == "order")
+    assert (found["evidence"]["groups_held"], found["evidence"]["jobs"]) == (1, 1)
+    assert found["next"] == {"kind": "dead_letters", "type": NAME}
 
 
 def test_a_key_sees_its_own_types_only(make_api: Callable[..., Api], late: list[UUID]) -> None:

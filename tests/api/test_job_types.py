@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from queues import secrets_box
+from jobsboard.api import schemas
+from queues import lifecycle, secrets_box
 from queues.contract_fields import FIELDS, NOT_ENFORCED
 from queues.models import JobType
 from tests.api.conftest import Api, problem
+from tests.factories import WORKER, accept, make_type
 
 
 def test_a_contract(api: Api) -> None:
@@ -75,6 +77,29 @@ def test_the_list(api: Api, make_api: Callable[..., Api]) -> None:
     problem(mail.get("/job-types/billing.receipt"), 404, "unknown_job_type")
     problem(make_api(("jobs:write",)).get("/job-types"), 403, "missing_scope")
     problem(make_api(("jobs:write",)).get("/job-types/mail.off"), 403, "missing_scope")
+
+
+def test_limits_and_how_much_of_them_is_taken(api: Api) -> None:
+    """Null for a type without any; what has no limit is null inside."""
+    assert api.get("/job-types/billing.receipt").json()["flow"] is None
+    make_type("flow.all", concurrency=2, rate_per_second=0.01, rate_burst=3, group_concurrency=1)
+    make_type("flow.ordered", ordered=True)
+    lifecycle.claim_limited(accept(3, kind="flow.all", group="a"), worker=WORKER)
+    body = api.get("/job-types/flow.all").json()
+    flow = body["flow"]
+    assert schemas.Flow.model_validate(flow).model_dump() == flow
+    assert 2 <= flow.pop("tokens") < 2.5
+    assert flow == {
+        "running": 1, "limit": 2, "rate_per_second": 0.01, "burst": 3, "group_concurrency": 1,
+        "group_rate_per_second": None, "ordered": False, "ordered_on_failure": None,
+    }  # fmt: skip
+    assert api.get("/job-types/flow.ordered").json()["flow"] == {
+        "running": 0, "limit": None, "rate_per_second": None, "burst": None, "tokens": None, "group_concurrency": None,
+        "group_rate_per_second": None, "ordered": True, "ordered_on_failure": "block",
+    }  # fmt: skip
+    items = {item["name"]: item for item in api.get("/job-types").json()["items"]}
+    assert items["flow.all"]["flow"]["running"] == 1
+    assert items["billing.receipt"]["flow"] is None
 
 
 @pytest.mark.parametrize("name", ["nope", "%00", "Billing.receipt", "x" * 5000, "\u202e"])

@@ -10,8 +10,8 @@ import pytest
 from django.test import Client
 
 from dlq.models import PlanItem, ReplayPlan
-from queues import actions
-from queues.models import AuditEntry
+from queues import actions, contracts
+from queues.models import AuditEntry, Dependency, JobType
 from tests.board.conftest import ClientOf
 from tests.board.plans import BULK, HTMX, all_of, failure, form_of, healthy
 from tests.board.verdicts import alert, fails
@@ -226,6 +226,16 @@ def test_a_failing_dependency_is_said_before_it_begins(operator: Client) -> None
     fails(KIND, n=60)
     text = text_of(operator.get(BULK, all_of(group)))
     assert "The plan stops before it begins as long as this is so." in text
+
+
+def test_an_open_breaker_is_said_to_hold_the_plan(operator: Client) -> None:
+    group, _ = failure(2)
+    JobType.objects.filter(name=KIND).update(dependency="smtp")
+    Dependency.objects.create(name="smtp", state="open", why="20 of 20 failed.")
+    contracts.forget()
+    text = text_of(operator.get(BULK, all_of(group)))
+    assert "The circuit breaker of smtp is open" in text
+    assert "20 of 20 failed. The plan waits as long as this is so." in text
 
 
 def test_who_may_and_what_is_unknown(client_of: ClientOf) -> None:

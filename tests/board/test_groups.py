@@ -129,6 +129,17 @@ def test_filters_say_what_is_shown_and_unknown_values_are_cleared(viewer: Client
         assert viewer.get(f"{URL}?reason={reason.value}").status_code == 200
 
 
+def test_the_list_says_how_many_are_ignored(operator: Client) -> None:
+    """They wake nobody, and are counted all the same."""
+    group, _ = failure(3)
+    failure(2, fingerprint="a" * 16)
+    assert "5 dead letters, 2 reasons" in words(operator, URL)
+    operator.post(f"/dlq/groups/{group.id}/ignore/", {"reason": "known"})
+    assert "5 dead letters (3 of them ignored), 1 reason" in words(operator, URL)
+    assert "5 dead letters (3 of them ignored), 1 reason" in words(operator, URL + "?type=mail.send")
+    assert "3 dead letters, 1 reason" in words(operator, URL + "?state=ignored")
+
+
 def test_ignored_and_resolved_ones_are_under_their_state(operator: Client) -> None:
     group, _ = failure(3)
     operator.post(f"/dlq/groups/{group.id}/ignore/", {"reason": "known"})

@@ -24,11 +24,14 @@ LISTS = [
     "/dlq/",
     "/dlq/?view=flat",
     "/replays/",
+    "/dependencies/",
     "/probes/",
     "/alerts/",
     "/webhooks/",
     "/audit/",
 ]
+WITHOUT = ["/replays/", "/dependencies/", "/probes/", "/alerts/", "/webhooks/", "/audit/"]
+"""Pages that have nothing to say of a job."""
 ROLES = ["viewer", "operator", "owner", "admin"]
 
 
@@ -49,9 +52,7 @@ def test_pages_render_with_data_for_each_role(client_of: ClientOf, busy: Job, ro
     for url in pages(busy):
         response = client.get(url)
         assert response.status_code == 200, url
-        assert "mail.send" in response.text or url in ("/replays/", "/probes/", "/alerts/", "/webhooks/", "/audit/"), (
-            url
-        )
+        assert "mail.send" in response.text or url in WITHOUT, url
 
 
 def test_a_person_without_a_role_sees_nothing(client_of: ClientOf, busy: Job) -> None:
@@ -69,19 +70,20 @@ def test_a_person_without_a_role_sees_nothing(client_of: ClientOf, busy: Job) ->
         ("/jobs/", 6),
         ("/jobs/?state=accepted&tier=1", 6),
         ("/jobs/?key=mail-1", 6),
-        ("/dlq/", 6),
-        ("/dlq/?reason=permanent_error", 6),
+        ("/dlq/", 8),
+        ("/dlq/?reason=permanent_error", 7),
         ("/dlq/?view=flat", 6),
         ("/dlq/?view=flat&reason=permanent_error", 6),
         ("/replays/", 6),
         ("/audit/", 6),
+        ("/dependencies/", 8),
         ("/probes/", 7),
         ("/alerts/", 9),
         ("/webhooks/", 8),
         ("/types/", 9),
         ("/types/mail.send/", 15),
-        ("/jobs/{id}/", 14),
-        ("/dlq/{id}/", 14),
+        ("/jobs/{id}/", 15),
+        ("/dlq/{id}/", 15),
     ],
 )
 def test_statements_of_a_page(viewer: Client, busy: Job, url: str, most: int) -> None:

@@ -91,7 +91,7 @@ def test_an_edit_without_javascript_and_a_reveal_that_hides_itself(visit: Start,
     expect(page.locator("#replay")).to_have_text("Replay with 1 change")
     page.fill("#reason", "wrong number")
     page.click("#replay")
-    expect(page.locator("h1")).to_contain_text("waits for a worker")
+    expect(page.locator("h1")).to_contain_text("waits to be started")
     child = Job.objects.get(replay_of=job.id)
     assert child.payload is not None
     assert "kim@shop.example" in child.payload

@@ -25,7 +25,10 @@ __all__ = ["ClientOf", "client_of", "server", "viewer"]
 
 @pytest.fixture
 def late(db: None, server: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thirty welcome mails, tried once as the mail server stands the storm, half a minute after their window."""
+    """Thirty welcome mails, tried once as the mail server stands the storm, half a minute after their window.
+
+    Their next attempts are a minute away.
+    """
     monkeypatch.setattr(broker, "ping", lambda: True)
     call_command("demo_contracts", crm_url="http://127.0.0.1:1/contacts", stdout=StringIO(), stderr=StringIO())
     load(["jobsboard.demo.handlers"])
@@ -35,7 +38,7 @@ def late(db: None, server: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> N
     server["deferred"] = BEHAVIOURS["storm"].deferred
     run_pending(type=WELCOME)
     for job in Job.objects.filter(state="retrying"):
-        set_columns(job.id, raw_ready_at="jobs_now() - interval '60 s'")
+        set_columns(job.id, raw_ready_at="jobs_now() - interval '60 s'", raw_due_at="jobs_now() + interval '60 s'")
     fold_all()
 
 

@@ -13,10 +13,13 @@ from django.core.management import call_command
 from django.test import Client
 
 from jobsboard.demo import place, traffic
+from jobsboard.demo.crm_moods import MOODS
 from jobsboard.demo.journal import Journal, read
-from jobsboard.management.commands.demo_contracts import FILE, WRITTEN
+from jobsboard.demo.mail_server import BEHAVIOURS
+from jobsboard.management.commands.demo_contracts import DEPENDENCIES, FILE, WRITTEN
+from queues import breaker_actions
 from queues.handlers import find_check, load
-from queues.models import Job, JobType
+from queues.models import Dependency, Job, JobType
 from tests.board.conftest import ClientOf, client_of, viewer
 
 __all__ = ["ClientOf", "client_of", "viewer"]
@@ -44,6 +47,19 @@ def test_a_second_start_changes_no_contract(contracts: None) -> None:
     out = StringIO()
     call_command("demo_contracts", crm_url=URL, stdout=out, stderr=StringIO())
     assert JobType.objects.filter(version=1).count() == 4
+
+
+def test_what_they_depend_on_has_settings_that_nobody_loses(contracts: None) -> None:
+    """In a storm the CRM's breaker opens, and that of the mail server, which defers 88 %, does not."""
+    named = set(JobType.objects.exclude(dependency="").values_list("dependency", flat=True))
+    assert named == set(DEPENDENCIES) == set(Dependency.objects.values_list("name", flat=True))
+    storm = BEHAVIOURS["storm"].deferred, MOODS["storm"].busy
+    mail, crm = (Dependency.objects.get(name=name) for name in ("mail-provider", "crm"))
+    assert storm[0] + 0.05 < mail.error_ratio
+    assert crm.error_ratio < storm[1]
+    breaker_actions.save_settings("crm", {"minimum_calls": 7}, actor="ann", reason="it is mine")
+    call_command("demo_contracts", crm_url=URL, stdout=StringIO(), stderr=StringIO())
+    assert Dependency.objects.get(name="crm").minimum_calls == 7
 
 
 def test_what_waits_for_a_check_has_one() -> None:

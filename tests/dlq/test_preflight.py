@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
@@ -14,7 +15,7 @@ from dlq import facts, preflight, replaying
 from dlq.replaying import Unsafe, VerdictChanged, Who
 from queues import actions, broker, contracts, edited_replay, handlers, lifecycle, outside
 from queues.handlers import Confirmed, JobContext
-from queues.models import AuditEntry, Job, OutsideAnswer
+from queues.models import AuditEntry, Dependency, DependencyCalls, Job, OutsideAnswer, Probe
 from queues.runtime import outside as on_worker
 from tests.dlq.deaths import die, fold
 from tests.factories import accept, claim, confirmed, get, make_type, set_columns, sql
@@ -146,6 +147,77 @@ def test_the_dependency_fails_for_another_type(provider: Provider) -> None:
     assert "20 of the newest 27 runs of 2 types failed" in found.worst.evidence or "21 of" in found.worst.evidence
 
 
+# The dependency, by its circuit breaker
+
+
+def breaker(**values: Any) -> None:
+    """Put the breaker of the dependency so, without a clock or a service."""
+    Dependency.objects.update_or_create(name="mail", defaults=values)
+
+
+def calls(*, ok: int, failed: int = 0, slow: int = 0) -> None:
+    """Let so many calls have ended in its window."""
+    at = sql("SELECT date_trunc('second', jobs_now()) - interval '5 s'")[0][0]
+    DependencyCalls.objects.create(dependency="mail", at=at, ok=ok, failed=failed, slow=slow)
+
+
+def test_an_open_breaker_is_in_the_way_however_well_runs_went(provider: Provider) -> None:
+    """Its jobs would only wait, and the six runs that went well are of the time before."""
+    job = dead()
+    assert results(job) == {}
+    breaker(state="open", why="Of 20 calls in 60 s 20 failed; the limit is 50 %.", retry_at=moment("20 s"))
+    found = replaying.look(job)
+    assert (found.verdict, found.final, results(job)) == ("unsafe", False, {"dependency": "fail"})
+    assert found.worst.title == "The circuit breaker of mail is open"
+    assert re.fullmatch(
+        r"Since \d\d:\d\d UTC: Of 20 calls in 60 s 20 failed; the limit is 50 %; next trials at \d\d:\d\d UTC",
+        found.worst.evidence,
+    )
+
+
+def test_a_half_open_breaker_is_worth_a_note_though_runs_failed(provider: Provider) -> None:
+    """It needs jobs to try: a replay may be one of them."""
+    die(20, kind=KIND, reason="time_limit")
+    job = dead()
+    assert results(job) == {"dependency": "fail"}
+    breaker(state="half_open")
+    assert results(job) == {"dependency": "note"}
+
+
+@pytest.mark.parametrize(
+    ("seen", "found"),
+    [
+        ({"ok": 20}, {}),
+        ({"ok": 17, "failed": 2, "slow": 1}, {}),
+        # Less than its minimum, or more that failed than is nothing: by the runs of the last minutes, which failed.
+        ({"ok": 19}, {"dependency": "fail"}),
+        ({"ok": 16, "failed": 4}, {"dependency": "fail"}),
+    ],
+)
+def test_a_closed_breaker_tells_by_its_own_numbers_once_there_are_enough(
+    provider: Provider, seen: dict[str, int], found: dict[str, str]
+) -> None:
+    """What failed before it closed is over."""
+    die(20, kind=KIND, reason="time_limit")
+    job = dead()
+    breaker(state="closed", since=moment("-1 hour"))
+    calls(**seen)
+    assert results(job) == found
+
+
+def test_a_probe_that_fails_outweighs_a_closed_breaker(provider: Provider) -> None:
+    job = dead()
+    breaker(state="closed", since=moment("-1 hour"))
+    calls(ok=50)
+    Probe.objects.create(type=KIND, next_at=moment("1 min"), failures=1, failing_since=moment("-1 min"))
+    assert results(job) == {"dependency": "fail"}
+
+
+def moment(away: str) -> dt.datetime:
+    at: dt.datetime = sql("SELECT jobs_now() + %s::interval", away)[0][0]
+    return at
+
+
 def test_the_schema_changed(provider: Provider) -> None:
     job = dead()
     schema = json.dumps({"type": "object", "required": ["invoice"]})
@@ -273,5 +345,5 @@ def test_many_are_judged_by_as_many_statements_as_one(
     jobs = [dead() for _ in range(12)]
     well(KIND, n=80)
     outside.ask_and_wait([job.id for job in jobs])
-    with django_assert_max_num_queries(8):
+    with django_assert_max_num_queries(9):
         assert {preflight.judge(one).verdict for one in facts.gather(jobs).values()} == {"safe"}

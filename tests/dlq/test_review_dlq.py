@@ -183,7 +183,7 @@ def test_the_release_before_folds_beside_the_new_one() -> None:
     old = rollup.FOLD.replace(" AND measure NOT LIKE 'died.%%' AND measure NOT LIKE 'resolved.%%'", "")
     assert old != rollup.FOLD
     die(1)
-    sql(old.replace("%(limit)s", "1000").replace("%%", "%"))
+    sql(old.replace("%(limit)s", "1000").replace("%(failures)s", "1000").replace("%%", "%"))
 
 
 def test_an_operator_does_not_go_on_with_what_only_an_admin_may_force(client_of: Any) -> None:  # noqa: F811

@@ -30,16 +30,18 @@ from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, check, 
 from queues.runtime.chunk import Runner
 from queues.runtime.heartbeat import Heart
 from queues.runtime.leases import LeaseTable
-from queues.scheduler import confirmations, expire, prune, rescue, rollup
+from queues.scheduler import breakers, confirmations, expire, prune, rescue, rollup
 from queues.scheduler.stage import Stage
 
-PLAIN, ATOMIC, STEPS, HTTP, CALLBACK, CHECKED = (
-    f"fault.{name}" for name in ("plain", "atomic", "steps", "http", "callback", "checked")
+PLAIN, LIMITED, ATOMIC, STEPS, HTTP, CALLBACK, CHECKED = (
+    f"fault.{name}" for name in ("plain", "limited", "atomic", "steps", "http", "callback", "checked")
 )
 PLAN_POINTS: Final = (
     "plan.frozen", "plan.locked", "replay_many.before", "replay_many.after", "plan.stepped", "plan.committed",
 )  # fmt: skip
 """Struck in test_plans."""
+BREAKER_POINTS: Final = ("breaker.judged", "breaker.flipped", "breaker.committed")
+"""Struck in test_breakers."""
 EFFECTS: Final = "FAULT_EFFECTS"
 """The variable that names the file of effects."""
 WHO: Final[dict[str, Any]] = {"actor": "ann", "reason": "test", "source": "board"}
@@ -70,6 +72,7 @@ def effects(path: Path) -> list[Effect]:
 
 
 @handler(PLAIN)
+@handler(LIMITED)
 def plain(job: JobContext) -> Confirmed:
     """Act, and bring the proof back."""
     return Confirmed(ref=act(job))
@@ -201,6 +204,11 @@ def stage() -> bool:
     return service.run_once()
 
 
+def judge_breakers() -> None:
+    """Do one round of the service."""
+    breakers.run_once()
+
+
 def prune_all() -> None:
     """Do one round, by a swap however few jobs there are."""
     prune.SWAP_FROM = 1  # type: ignore[misc]
@@ -229,6 +237,6 @@ STORIES: Final[dict[str, Callable[..., Any]]] = {
     one.__name__: one
     for one in (
         accept, accept_by_api, run, ask, beat, cancel, replay, confirm, token, provider, sweep, probe, alerts, fold,
-        stage, prune_all, make_plan, advance_plan,
+        stage, judge_breakers, prune_all, make_plan, advance_plan,
     )
 }  # fmt: skip

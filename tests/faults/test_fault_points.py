@@ -32,7 +32,19 @@ from queues.states import JobState
 from tests.factories import accept, fold_all, get, lose_lease, make_job, make_type, set_columns, sql
 from tests.faults.child import Action, Told, tell
 from tests.faults.history import judge
-from tests.faults.stories import ATOMIC, CALLBACK, CHECKED, EFFECTS, HTTP, PLAIN, PLAN_POINTS, STEPS, STORIES
+from tests.faults.stories import (
+    ATOMIC,
+    BREAKER_POINTS,
+    CALLBACK,
+    CHECKED,
+    EFFECTS,
+    HTTP,
+    LIMITED,
+    PLAIN,
+    PLAN_POINTS,
+    STEPS,
+    STORIES,
+)
 from tests.old_days import days_ago, ids_of, make_old_job, make_partition
 
 pytestmark = [pytest.mark.concurrency, pytest.mark.usefixtures("stage_set")]
@@ -66,6 +78,7 @@ def stage_set(transactional_db: None, log: Path, monkeypatch: pytest.MonkeyPatch
     lasting = {"success": "reference", "max_attempts": 20, "poison_after": 20}
     for name in (PLAIN, ATOMIC, STEPS):
         make_type(name, **lasting)
+    make_type(LIMITED, **lasting, concurrency=1, rate_per_second=1000.0)
     make_type(CALLBACK, **{**lasting, "success": "callback", "confirm_within_seconds": 300})
     make_type(CHECKED, **{**lasting, "success": "check", "confirm_within_seconds": 300})
     definitions = [sql("SELECT pg_get_functiondef(%s::regproc)", name)[0][0] for name in _CLOCK]
@@ -171,6 +184,7 @@ _ANY: Final = frozenset({"confirmed", "dead", "expired", "cancelled"})
 CASES: Final = (
     Case("accept", "accept", "accept.before accept.after publish.before publish.inside"),
     Case("run", "run", "claim.before claim.after body.before body.after finish.before finish.after", _accepted(PLAIN)),
+    Case("limited", "run", "claim_limited.before claim_limited.after body.before finish.after", _accepted(LIMITED)),
     Case("atomic", "run", "body.before body.after finish.before finish.after", _accepted(ATOMIC)),
     Case("steps", "run", "step.done step.before step.after", _accepted(STEPS)),
     Case("beat", "beat", "heartbeat.before heartbeat.after", _accepted(PLAIN)),
@@ -335,7 +349,7 @@ def test_every_point_is_struck() -> None:
         "alerts.read",
         "alerts.applied",
     }
-    struck |= set(PLAN_POINTS)
+    struck |= {*PLAN_POINTS, *BREAKER_POINTS}
     struck |= {f"prune_{name}.{moment}" for name in ("day", "swap") for moment in ("before", "after")}
     assert struck == POINTS
     root = Path(faults.__file__).parent

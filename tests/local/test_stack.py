@@ -27,7 +27,6 @@ from django.core.management import call_command
 
 from jobsboard.local import layout, logs, ports, processes, stack
 from jobsboard.local.__main__ import main
-from jobsboard.local.commands import summary
 from jobsboard.local.errors import LocalStackError, UsageError
 from jobsboard.local.processes import DemoPorts
 from jobsboard.models import ApiKey
@@ -244,38 +243,6 @@ def test_a_log_that_grows_too_large_is_moved_aside_while_it_is_written(tmp_path:
         os.close(descriptor)
     assert path.read_bytes() == b"after"
     assert path.with_name("web.log.1").read_bytes() == b"x" * 101
-
-
-def test_what_was_skipped_is_said(tmp_path: Path) -> None:
-    report = tmp_path / "report.xml"
-    report.write_text(
-        '<testsuites><testsuite tests="4" failures="1" errors="0" skipped="2">'
-        '<testcase><skipped message="no Chromium"/></testcase><testcase><skipped message="no Chromium"/></testcase>'
-        "</testsuite></testsuites>"
-    )
-    assert summary(report) == "1 passed, 1 failed, 0 errors, 2 SKIPPED: 2 x no Chromium"
-
-
-@pytest.mark.parametrize(
-    ("slow", "others", "code"), [("exit 0", "exit 0", 0), ("kill -9 $$", "exit 0", 9), ("exit 0", "exit 3", 3)]
-)
-def test_a_part_of_the_tests_that_fails_or_is_killed_fails_the_whole(
-    tmp_path: Path, slow: str, others: str, code: int
-) -> None:
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@"\ncase "$*" in *"not ("*) {others};; *) {slow};; esac\n')
-    python.chmod(0o700)
-    program = (
-        "import sys; from jobsboard.local import commands; sys.executable = sys.argv[1];"
-        "sys.exit(commands.run_tests([], isolation=commands.Isolation()))"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(python)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == code, done.stderr
-    assert sorted(filter(None, done.stdout.splitlines())) == [
-        "-m jobsboard.local test -m acceptance or browser --ignore=tests/acceptance",
-        "-m jobsboard.local test -m acceptance or browser tests/acceptance",
-        "-m jobsboard.local test -m not (acceptance or browser)",
-    ]
 
 
 # Servers

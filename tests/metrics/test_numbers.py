@@ -16,7 +16,7 @@ from dlq.plans.selection import Selection
 from dlq.replaying import Who
 from jobsboard.metrics import families, probes
 from queues import actions, histogram, lifecycle
-from queues.models import Tier
+from queues.models import Dependency, Tier
 from queues.states import DEAD_REASONS, JobState
 from tests.dlq.deaths import die
 from tests.factories import accept, claim, confirmed, failed, fold_all, make_job, make_type, set_columns, sql
@@ -254,6 +254,16 @@ def test_a_name_cannot_break_the_page() -> None:
     """Names of types are checked; queues come from a worker's command line and are escaped."""
     report("worker", 'a"b\\c\nd', slots=1)
     assert ("jobsboard_worker_slots", frozenset({("queues", 'a"b\\c\nd'), ("state", "idle")})) in scrape()
+
+
+@pytest.mark.django_db
+def test_breakers() -> None:
+    """One sample for each dependency, whatever its state."""
+    for name, state in (("crm", "open"), ("mail", "half_open"), ("books", "closed")):
+        Dependency.objects.create(name=name, state=state)
+    page = scrape()
+    assert [value(page, "breaker_state", dependency=name) for name in ("books", "mail", "crm")] == [0, 1, 2]
+    assert value(page, "breaker_state", dependency="gone") is None
 
 
 def documented() -> set[str]:

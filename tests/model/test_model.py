@@ -10,12 +10,11 @@ from collections import Counter
 from typing import Final
 
 import pytest
-from hypothesis.stateful import run_state_machine_as_test
 
 from queues.states import JobState
 from tests.model.machine import Lifecycle
 from tests.model.orders import TOLD, TORN, once, orders, play
-from tests.model.profile import profile
+from tests.model.profile import profile, search
 
 S = JobState
 SEEN: Final = frozenset(
@@ -41,8 +40,7 @@ def test_the_model_keeps_every_invariant() -> None:
     class Alone(Lifecycle):
         seen = Counter()
 
-    run_state_machine_as_test(Alone, settings=profile(examples=800, deep=2000, steps=50))
-    assert set(Alone.seen) >= SEEN, f"the search never saw {sorted(SEEN - set(Alone.seen))}"
+    search(Alone, Alone.seen, SEEN, settings=profile(examples=800, deep=2000, steps=50))
 
 
 class Told(Lifecycle):

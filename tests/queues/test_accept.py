@@ -466,9 +466,11 @@ def test_a_hint_is_sent_after_the_commit(
     assert sent == [("tier2", [job_id])]
     job = get(job_id)
     assert job.published_at == job.accepted_at
-    assert lifecycle.stageable([(2, TYPE, 10)]) == {}
+    assert lifecycle.stageable([lifecycle.Ask(2, TYPE, 10)]) == {}
     set_columns(job_id, raw_published_at="jobs_now() - interval '11 s'")
-    assert [due.id for due in lifecycle.stageable([(2, TYPE, 10)])[TYPE]] == [job_id], "I-21: a lost hint is sent again"
+    assert [due.id for due in lifecycle.stageable([lifecycle.Ask(2, TYPE, 10)])[TYPE]] == [job_id], (
+        "I-21: a lost hint is sent again"
+    )
 
 
 def test_what_is_not_due_is_not_hinted(

@@ -127,13 +127,13 @@ def test_the_same_again_makes_no_version(owner: Client, contract: JobType) -> No
 
 def test_a_new_type(owner: Client) -> None:
     url = reverse("admin:queues_jobtype_add")
-    data = form_data(owner, url, name="mail.welcome", concurrency="3", reason="")
+    data = form_data(owner, url, name="mail.welcome", concurrency="3", batch_size="2", reason="")
     response = owner.post(url, data, follow=True)
     row = JobType.objects.get()
     assert (row.name, row.tier_id, row.concurrency, row.version) == ("mail.welcome", 2, 3, 1)
     shown = "\n".join(messages_of(response))
     assert "Retries without a required key" in shown
-    assert "concurrency is not enforced yet" in shown
+    assert "batch_size is not enforced yet" in shown
 
 
 @pytest.mark.parametrize("name", ["", "a" * 256, "../x", "a/b", "a\x00b", " lead", "Upper", "smile😀"])

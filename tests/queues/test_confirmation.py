@@ -128,13 +128,15 @@ def play(event: str, run: Run, ref: str) -> None:
         pass_deadline(run.id)
 
 
+@pytest.mark.parametrize("first", EVENTS)
 @pytest.mark.parametrize("on_unconfirmed", ["dead", "retry"])
-def test_every_order_of_events_has_one_result(on_unconfirmed: str) -> None:
+def test_every_order_of_events_has_one_result(on_unconfirmed: str, first: str) -> None:
     """I-26: {finish, callback ok, rejected, late, cancel, deadline} in all 720 orders; terminal rows never change."""
     JobType.objects.update(on_unconfirmed=on_unconfirmed)
     sql("UPDATE queues_contractrevision SET fields = fields || jsonb_build_object('on_unconfirmed', %s::text)",
         on_unconfirmed)  # fmt: skip
-    orders = list(itertools.permutations(EVENTS))
+    # A sixth of them at a time: rows that one transaction writes again and again are found ever more slowly.
+    orders = [order for order in itertools.permutations(EVENTS) if order[0] == first]
     runs = claim(accept(len(orders)))
     ended: dict[UUID, tuple[Any, ...]] = {}
     final = "id", "state", "reason", "evidence", "settled_at", "failures"

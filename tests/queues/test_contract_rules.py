@@ -28,6 +28,7 @@ SOUND: dict[str, Any] = {
 HTTP: dict[str, Any] = {"handler": "http", "target_url": "https://a.example/", "target_secret": True}
 
 
+DERIVED = {"limited", "breaker"}
 STORED_SECRETS = {"target_secret", "callback_secret", "callback_secret_old", "callback_secret_old_until"}
 
 
@@ -149,6 +150,10 @@ def test_text_is_text_and_markup_in_it_is_no_error() -> None:
         ({"schema": {"$schema": "http://json-schema.org/draft-07/schema#"}}, "schema"),
         ({"schema": {"properties": {"a": {"pattern": "(a+)+$"}}}}, "schema"),
         ({"schema": {"properties": {"a": {"pattern": "("}}}}, "schema"),
+        ({"rate_per_second": -1.0}, "rate_per_second"),
+        ({"group_rate_per_second": 10_001.0}, "group_rate_per_second"),
+        ({"rate_burst": 5}, "rate_burst"),
+        ({"ordered": True, "group_concurrency": 2}, "group_concurrency"),
     ],
 )
 def test_rules_across_fields(fields: dict[str, Any], field: str) -> None:
@@ -227,7 +232,12 @@ def test_a_template_that_fits_the_schema() -> None:
         ({"handler": "http", "target_url": "https://a.example/"}, "no secret"),
         ({"handler": "http", "target_url": "http://a.example/", "target_secret_env": "S"}, "not encrypted"),
         ({"target_url": "https://a.example/"}, "not used"),
-        ({"concurrency": 3}, "concurrency is not enforced yet"),
+        ({"overlap": "throttle"}, "overlap is not enforced yet"),
+        (
+            {"ordered": True, "success": "callback", "callback_secret": True},
+            "a group waits for each job's confirmation",
+        ),
+        ({"concurrency": 2, "group_concurrency": 3}, "so it never holds"),
         ({"hard_limit_seconds": 0}, "a body that hangs holds its job for ever"),
         ({"hard_limit_seconds": 0, "soft_limit_seconds": 5}, "a body that hangs holds its job for ever"),
         ({"success": "callback"}, "No provider can call back"),
@@ -292,14 +302,14 @@ def test_a_new_key_template_is_a_warning() -> None:
 
 def test_every_field_of_the_model_has_a_kind() -> None:
     kinds = contract_fields.VERSIONED | contract_fields.CURRENT | contract_fields.SWITCHES
-    beside = {"name", "version", "created_at", "changed_at", *STORED_SECRETS}
+    beside = {"name", "version", "created_at", "changed_at", *DERIVED, *STORED_SECRETS}
     assert kinds | beside == {field.name for field in JobType._meta.concrete_fields}
     assert not contract_fields.VERSIONED & contract_fields.CURRENT
 
 
 def test_the_reader_of_contracts_agrees_on_what_is_always_current() -> None:
-    switches_and_secrets = contract_fields.SWITCHES | STORED_SECRETS
-    assert contracts.CURRENT_FIELDS - switches_and_secrets <= contract_fields.CURRENT
+    beside = contract_fields.SWITCHES | STORED_SECRETS | DERIVED
+    assert contracts.CURRENT_FIELDS - beside <= contract_fields.CURRENT
     assert set(contract_fields.SECRETS) < STORED_SECRETS
 
 
@@ -307,17 +317,9 @@ def test_fields_whose_engine_is_not_built() -> None:
     assert sorted(contract_rules.NOT_ENFORCED) == [
         "batch_size",
         "canary_ratio",
-        "concurrency",
         "deferrable",
-        "dependency",
-        "group_concurrency",
-        "group_rate_per_second",
-        "ordered",
-        "ordered_on_failure",
         "overlap",
         "overlap_seconds",
-        "rate_burst",
-        "rate_per_second",
     ]
 
 
@@ -412,6 +414,17 @@ def test_the_promise_in_words() -> None:
         ),
         ({"hard_limit_seconds": 0, "soft_limit_seconds": 5, "handler": "http"}, "told to stop after 5 seconds. A job"),
         ({"hard_limit_seconds": 0, "handler": "http"}, "becomes a dead letter. A job gets"),
+        (
+            {"concurrency": 1000, "group_concurrency": 2},
+            "At most 1,000 run at the same time. Of one group at most 2 run at the same time.",
+        ),
+        ({"rate_per_second": 0.5}, "At most 0.5 a second begin."),
+        (
+            {"rate_per_second": 10.0, "rate_burst": 20, "group_rate_per_second": 1.0},
+            "At most 10 a second begin, 20 at once. Of one group at most 1 a second begin.",
+        ),
+        ({"ordered": True}, "one after the other, as they were accepted; a dead letter holds its group up until"),
+        ({"ordered": True, "ordered_on_failure": "step_aside"}, "after a dead letter its group goes on."),
     ],
 )
 def test_the_promise_names_proof_and_limits(fields: dict[str, Any], words: str) -> None:

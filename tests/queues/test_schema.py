@@ -368,7 +368,7 @@ def test_a_sweep_reads_its_own_index(name: str, index: str, statistics: str, set
     if statistics == "fresh":
         sql("ANALYZE queues_job")
     sweep: dict[str, Callable[[], object]] = {
-        "stage": lambda: lifecycle.stageable([(2, "test.job", 10)]),
+        "stage": lambda: lifecycle.stageable([lifecycle.Ask(2, "test.job", 10)]),
         "lost": lambda: lifecycle.lost(limit=500),
         "stale": lambda: lifecycle.stale(limit=500),
     }

@@ -150,7 +150,7 @@ class Race:
         """Run what is due, one by one; some runs end with their process."""
         draw = random.Random(seed)
         while not self.done.is_set():
-            for row in lifecycle.stageable([(2, TYPE, 3)]).get(TYPE, ()):
+            for row in lifecycle.stageable([lifecycle.Ask(2, TYPE, 3)]).get(TYPE, ()):
                 for run in lifecycle.claim([row.id], worker=f"w{seed}"):
                     self.starts.append((next(self._events), run.id))
                     self._run(run, killed=draw.random() < 0.4)

@@ -135,7 +135,7 @@ def test_i_42_nothing_waits_for_ever(make_api: Callable[..., Api]) -> None:
         "rescue": rescue.run_once,
         "expire": expire.run_once,
         "deadlines": confirmations.end_waits,
-        "stage": lambda: lifecycle.stageable([(2, TYPE, 10)]),
+        "stage": lambda: lifecycle.stageable([lifecycle.Ask(2, TYPE, 10)]),
         "prune": lambda: prune.Prune().run_once(),
         "board": lambda: client.get("/jobs/"),
         "job page": lambda: client.get(f"/jobs/{waiting}/"),
@@ -204,7 +204,7 @@ def test_i_42_a_service_says_what_held_it_up_and_goes_on(
 
 
 def _stage() -> bool:
-    return bool(lifecycle.stageable([(2, TYPE, 10)]))
+    return bool(lifecycle.stageable([lifecycle.Ask(2, TYPE, 10)]))
 
 
 def _schedule(services: list[Service], stop: threading.Event) -> None:

@@ -314,7 +314,7 @@ def test_scenario_22_statements_on_jobs_are_never_prepared() -> None:
         for run in claim(accept(1)):
             lifecycle.heartbeat([(run.id, run.fence, 15.0)])
             lifecycle.settle([confirmed(run)])
-        lifecycle.stageable([(2, TYPE, 10)])
+        lifecycle.stageable([lifecycle.Ask(2, TYPE, 10)])
         lifecycle.lost(limit=10)
     assert sql("SELECT statement FROM pg_prepared_statements") == []
     assert connection.connection.prepare_threshold is None

@@ -64,7 +64,7 @@ def later(world: None) -> list[UUID]:
 
 
 LOOKS: dict[str, tuple[Callable[[], object], int]] = {
-    "stage": (lambda: lifecycle.stageable([(2, TYPE, 500)]), 1),
+    "stage": (lambda: lifecycle.stageable([lifecycle.Ask(2, TYPE, 500)]), 1),
     "rescue": (lambda: lifecycle.lost(limit=500), 2),
     "checks": (lambda: lifecycle.due_checks([(TYPE, 500)]), 1),
     "expire": (lambda: lifecycle.stale(limit=500), 1),
@@ -147,12 +147,12 @@ def test_scenario_10_a_backlog_is_read_as_far_as_there_is_room() -> None:
     make_type()
     insert_many(MANY)
     [urgent] = accept(priority=50)
-    [statement] = statements_of(lambda: lifecycle.stageable([(2, TYPE, 20)]))
+    [statement] = statements_of(lambda: lifecycle.stageable([lifecycle.Ask(2, TYPE, 20)]))
     sql("SET LOCAL enable_sort = off")
     plan: Plan = explain(statement)
     assert plan.root["Actual Rows"] == 20
     assert plan.buffers < MANY / 4
-    assert lifecycle.stageable([(2, TYPE, 20)])[TYPE][0].id == urgent
+    assert lifecycle.stageable([lifecycle.Ask(2, TYPE, 20)])[TYPE][0].id == urgent
 
 
 # Scenario 12.
@@ -278,7 +278,7 @@ def test_scenario_20_a_direct_hint_is_not_doubled(broker_of_its_own: OwnBroker) 
     job_id = _with_hint(broker_of_its_own)
     before = broker_of_its_own.waiting("tier2")
     assert get(job_id).published_at is not None
-    assert job_id not in {due.id for due in lifecycle.stageable([(2, TYPE, 100)]).get(TYPE, ())}
+    assert job_id not in {due.id for due in lifecycle.stageable([lifecycle.Ask(2, TYPE, 100)]).get(TYPE, ())}
     set_columns(job_id, raw_published_at="jobs_now() - interval '11 s'")
     until(lambda: _again() and Stage().run_once(), "it is not sent again", seconds=30)
     assert broker_of_its_own.waiting("tier2") > before

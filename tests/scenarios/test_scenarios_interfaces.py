@@ -105,7 +105,7 @@ def test_scenario_23_what_is_ambiguous_is_refused_by_name(api: Api) -> None:
     problem(api.post("/jobs", {**body, "priority": 101}), 422, "invalid_priority")
     for priority in (-100, 0, 100):
         assert api.accept(type=TYPE, payload={}, priority=priority)["priority"] == priority
-    assert [get(d.id).priority for d in lifecycle.stageable([(2, TYPE, 9)])[TYPE]] == [100, 0, -100]
+    assert [get(d.id).priority for d in lifecycle.stageable([lifecycle.Ask(2, TYPE, 9)])[TYPE]] == [100, 0, -100]
     JobType.objects.update(key_template="order-{n}")
     contracts.forget()
     assert api.accept(type=TYPE, payload={"n": 1})["dedupe_key"] == "order-1"

@@ -2,17 +2,29 @@
 
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from django.core.management import call_command
 from django.core.management.base import BaseCommand
 
 from jobsboard import demo
 from jobsboard.demo import place
+from queues import breaker_actions
+from queues.models import AuditEntry
 
 FILE = Path(demo.__file__).with_name("contracts.toml")
 WRITTEN = "http://127.0.0.1:8091/contacts"
 """The address that stands in the file, to send to and to ask."""
+
+DEPENDENCIES: Final[dict[str, dict[str, Any]]] = {
+    # It answers 503 to all alike when it is down: jobs wait for it. Some die before there are calls enough to tell.
+    "crm": {"description": "The CRM: contacts, callbacks", "minimum_calls": 60},
+    # Most messages that are deferred say something of a mailbox. In a storm its jobs die, as the dead letters show;
+    # only one that takes next to nothing is down.
+    "mail-provider": {"description": "The mail server", "error_ratio": 0.97, "minimum_calls": 30},
+    "billing-partner": {"description": "The billing partner's books", "minimum_calls": 10, "slow_seconds": 5.0},
+}
+"""What the demo's contracts depend on. Whoever changed the settings by hand keeps them."""
 
 
 class Command(BaseCommand):
@@ -27,3 +39,8 @@ class Command(BaseCommand):
         path = place.directory() / "contracts.toml"
         path.write_text(FILE.read_text(encoding="utf-8").replace(WRITTEN, options["crm_url"]), encoding="utf-8")
         call_command("contracts", "sync", str(path), actor="demo", reason="contracts of the demo")
+        for name, settings in DEPENDENCIES.items():
+            if not AuditEntry.objects.filter(object_type="dependency", object_id=name).exists():
+                breaker_actions.save_settings(
+                    name, settings, actor="demo", reason="circuit breakers of the demo", source="command"
+                )

@@ -1,7 +1,7 @@
 """Why a job type is late, and why a job is not running or not confirmed: verdicts with their evidence.
 
-Reads are in `facts`, judgements in `of_type`, `of_job` and `checks`, and `explain` joins them; no page and no HTTP is
-known here.
+Reads are in `facts`, judgements in `of_type`, `of_job`, `checks` and `limits`, and `explain` joins them; no page and no
+HTTP is known here.
 """
 
 from queues.outcomes.causes.explain import change_of, explain_job, explain_type

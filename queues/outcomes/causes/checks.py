@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from queues.breakers import Standing
 from queues.outcomes.causes.facts import (
     ERRORS_OF,
     FAILING_SHARE,
@@ -203,8 +204,49 @@ def broker_unreachable(on: Machine, held: Held) -> Cause:
     )
 
 
-STOPS: Final = (paused, no_worker, scheduler_down, broker_unreachable)
-"""What stops jobs altogether, in the order in which it is said. Limits and breakers belong here once they are built."""
+def breaker(on: Machine, held: Held) -> Cause | None:
+    """Return what the circuit breaker of its dependency holds; nothing while it is closed, or without one."""
+    one = on.situation.breaker
+    if one is None or one.state == "closed":
+        return None
+    evidence: dict[str, Any] = {
+        "dependency": one.name, "state": one.state, "calls": one.calls, "failed": one.failed, "slow": one.slow,
+        "ratio": one.ratio, "error_ratio": one.error_ratio, "window_seconds": one.window_seconds,
+        "retry_at": one.retry_at, "trials_left": one.trials_left, "forced": bool(one.forced), "jobs": held.n,
+    }  # fmt: skip
+    return Cause(
+        code="breaker",
+        verdict=Verdict.CAUSE if held.n else Verdict.NOT_A_CAUSE,
+        sentence=f"The circuit breaker of {one.name} {'is open' if one.state == 'open' else 'tries again'}",
+        detail=_breaker_words(one, on.now) + held.words,
+        evidence=evidence,
+        since=one.since,
+        share=held.share,
+        next=Next(kind="dependency", params={"dependency": one.name}),
+        rank=held.rank,
+    )
+
+
+def is_held(on: Machine) -> bool:
+    """Tell whether a breaker that is not closed holds jobs of the type back."""
+    return on.situation.breaker is not None and on.situation.breaker.state != "closed"
+
+
+def _breaker_words(one: Standing, now: dt.datetime) -> str:
+    parts = [f"{one.why.rstrip('.')}."] if one.why else []
+    if one.forced:
+        parts.append(f"Held until {when(one.forced_until, now)}." if one.forced_until else "Held until it is let go.")
+    elif one.state == "half_open":
+        parts.append(f"{max(one.trials_left, 0)} of {one.trial_jobs} trials have not begun; the others wait for them.")
+    elif one.retry_at is not None and one.retry_at > now:
+        parts.append(f"The next trials begin at {when(one.retry_at, now)}.")
+    else:
+        parts.append("The next trials are due.")
+    return " ".join(parts)
+
+
+STOPS: Final = (paused, breaker, no_worker, scheduler_down, broker_unreachable)
+"""What stops jobs altogether, in the order in which it is said. Limits, which stop some jobs, are in `limits`."""
 
 
 def stops(on: Machine, held: Held) -> list[Cause]:
@@ -227,6 +269,8 @@ def provider_failing(
         "newest_error": next(iter(errors), None), "well_since": found.well_since,
     }  # fmt: skip
     judged = _basis(found, dependency)
+    if on.situation.breaker is not None:
+        judged = f"{judged} {_closed_words(on.situation.breaker)}".rstrip()
     whom = dependency or "What it calls"
     if on.stands_still:
         return Cause(
@@ -273,6 +317,14 @@ def provider_failing(
         detail=f"{counted} failed in the last {RECENT_MINUTES} min. {judged}",
         evidence=evidence,
     )
+
+
+def _closed_words(one: Standing) -> str:
+    if one.state != "closed":
+        return ""
+    bad = one.failed + one.slow
+    counted = f"{bad:,} of {jobs(one.calls, what='call')} in {one.window_seconds} s failed or were slow"
+    return f"Its circuit breaker is closed: {counted if one.calls else f'no calls in {one.window_seconds} s'}."
 
 
 def judge(found: Recent, *, retries_explain: bool) -> Verdict:

@@ -10,10 +10,12 @@ from queues.outcomes.causes import facts as rows
 from queues.outcomes.causes.checks import Machine
 from queues.outcomes.causes.facts import OpenJobs, Situation
 from queues.outcomes.causes.found import Why
+from queues.outcomes.causes.limits import place_of
 from queues.outcomes.causes.of_job import JobFacts, why_open
 from queues.outcomes.causes.of_type import why_late
 from queues.outcomes.causes.type_facts import Change, TypeFacts
 from queues.outcomes.flow import Counts, add, below_since, flow
+from queues.outcomes.limits import Limits, limits_of
 from queues.outcomes.now import Board, Processes, processes
 from queues.outcomes.ranges import Span
 from queues.outcomes.times import STAGES, Stage, times
@@ -34,10 +36,11 @@ def explain_type(
     series: Sequence[Counts] | None = None,
     stages: Sequence[Stage] | None = None,
     changes: Sequence[Change] | None = None,
+    limits: Limits | None = None,
 ) -> Why | None:
     """Explain why a type is late in a span: three statements, and one for each of the last three that is not given.
 
-    Of a type that is on time the last two are not read.
+    Of a type that is on time stages and changes are not read. A type with limits takes one to three more for `limits`.
 
     `series`: its counts by slot of that span. None when there is no such type.
     """
@@ -58,6 +61,7 @@ def explain_type(
         since=since,
         open=OpenJobs() if past else rows.open_jobs(name, tiers=_tiers(board, name)),
         past=past,
+        limits=(limits or limits_of(name)) if found.limited and not past else None,
         others_waiting=_others_waiting(board, name),
         waiting=board.count(*WAITING, name=name),
     )
@@ -71,7 +75,7 @@ def explain_type(
 def explain_job(
     job: Job, *, board: Board, broker: bool, success: str | None = None, retries_unconfirmed: bool = False
 ) -> Why:
-    """Explain what a job waits for: at most three statements, none for one that has settled.
+    """Explain what a job waits for: at most three statements, four with limits, none for one that has settled.
 
     `success`, `retries_unconfirmed`: as the contract says under which it was accepted.
     """
@@ -79,14 +83,17 @@ def explain_job(
     found = rows.situation(job.type) if asked else None
     # A job keeps its type, also when somebody deletes that: then nothing else is known of it.
     found = found or Situation(now=board.now, as_of=board.folded_at)
-    due = job.state in WAITING and job.due_at is not None and job.due_at <= found.now
+    due = job.state in WAITING and job.due_at is not None and job.due_at <= found.now and found.paused is None
+    place = place_of(job) if due and found.limited else None
+    ahead = place.ahead_in_group if place is not None else None
     return why_open(
         JobFacts(
             on=_machine(found, name=job.type, board=board, broker=broker, look=asked),
             job=job,
-            ahead=rows.ahead_of(job) if due and found.paused is None else 0,
+            ahead=rows.ahead_of(job) if due and ahead is None else ahead or 0,
             success=success or (found.success if job.state == JobState.AWAITING_CONFIRMATION else None),
             retries_unconfirmed=retries_unconfirmed,
+            place=place,
         )
     )
 

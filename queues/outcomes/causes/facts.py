@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from django.db import connection
 
+from queues import breakers
+from queues.breakers import Standing
 from queues.models import Job
 
 LOOK_AT_MOST: Final = 1000
@@ -24,6 +26,7 @@ ERRORS_OF: Final = 100
 _SITUATION: Final = """
 SELECT jobs_now(), (SELECT folded_at FROM queues_boardversion WHERE id = 1), c.dependency, t.retry_budget, c.success,
   c.enabled, c.disabled_by, c.disabled_reason, c.disabled_until, c.paused, c.paused_by, c.paused_reason, c.paused_until,
+  c.limited,
   (SELECT max(a.at) FROM (SELECT at, action FROM queues_auditentry WHERE object_type = 'job_type' AND object_id = c.name
     ORDER BY id DESC LIMIT 20) AS a WHERE c.paused AND a.action = 'contract.paused'),
   (SELECT jsonb_agg(jsonb_build_array(r.type, extract(epoch FROM r.at), r.runs, r.retries, r.failed, r.lost))
@@ -123,15 +126,20 @@ class Hold:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """A type now: its switches, and its recent runs and those of all types with the same dependency."""
+    """A type now: its switches, and its recent runs and those of all types with the same dependency.
+
+    `breaker`: how the one of its dependency stands; None without a dependency.
+    """
 
     now: dt.datetime
     as_of: dt.datetime
     dependency: str = ""
     retry_budget: float = 0.2
     success: str = "return"
+    limited: bool = False
     paused: Hold | None = None
     disabled: Hold | None = None
+    breaker: Standing | None = None
     own: Recent = field(default_factory=Recent)
     shared: Recent = field(default_factory=Recent)
 
@@ -176,7 +184,7 @@ class OpenJobs:
 
 
 def situation(name: str) -> Situation | None:
-    """Read how a type stands; None when there is no such type."""
+    """Read how a type stands; None when there is no such type. One statement, two with a dependency."""
     found = _row(_SITUATION, {"type": name, "minutes": RECENT_MINUTES})
     if found is None:
         return None
@@ -194,6 +202,7 @@ def situation(name: str) -> Situation | None:
         by,
         why,
         until,
+        limited,
         since,
         runs,
     ) = found
@@ -204,8 +213,10 @@ def situation(name: str) -> Situation | None:
         dependency=dependency,
         retry_budget=budget,
         success=success,
+        limited=limited,
         paused=Hold(by=by, reason=why, until=until, since=since) if paused else None,
         disabled=None if enabled else Hold(by=off_by, reason=off_why, until=off_until),
+        breaker=breakers.standing(dependency) if dependency else None,
         own=recent_of([row for row in rows if row[0] == name]),
         shared=recent_of(rows),
     )
@@ -272,7 +283,7 @@ def _newest_stretch(minutes: Sequence[tuple[float, int, int]]) -> _Stretch:
 def open_jobs(name: str, *, tiers: Sequence[int]) -> OpenJobs:
     """Read the open jobs of a type in the tiers that it has jobs in."""
     params = {"type": name, "tiers": sorted(set(tiers)), "most": LOOK_AT_MOST, "errors": ERRORS_OF}
-    states, errors, scheduled, next_ready = _in_index_order(_OPEN, params) or (None, None, 0, None)
+    states, errors, scheduled, next_ready = in_index_order(_OPEN, params) or (None, None, 0, None)
     return OpenJobs(
         states={
             state: InState(n=n, late=late, due=due, oldest=_time(oldest), next=_time(following), confirm_by=_time(by))
@@ -290,7 +301,7 @@ def ahead_of(job: Job) -> int:
         "tier": job.tier, "type": job.type, "id": job.id, "priority": job.priority, "due_at": job.due_at,
         "most": LOOK_AT_MOST,
     }  # fmt: skip
-    found = _in_index_order(_AHEAD, params)
+    found = in_index_order(_AHEAD, params)
     return min(sum(found), LOOK_AT_MOST) if found else 0
 
 
@@ -300,7 +311,7 @@ def ahead_of(job: Job) -> int:
 _IN_INDEX_ORDER: Final = "SET LOCAL enable_sort = off; {sql}; SET LOCAL enable_sort = on"
 
 
-def _in_index_order(sql: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
+def in_index_order(sql: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """Read one row by a statement whose bounded parts must come from an index in its order."""
     with connection.cursor() as cursor:
         cursor.execute(_IN_INDEX_ORDER.format(sql=sql), params)

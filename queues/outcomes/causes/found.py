@@ -17,7 +17,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Next:
-    """Where to go from here. Shape: kind is jobs, job_type, contract, dead_letters, resume or overview."""
+    """Where to go from here.
+
+    Shape: kind is jobs, job, job_type, contract, dead_letter, dead_letters, dependency, resume
+    or overview.
+    """
 
     kind: str
     params: Mapping[str, str] = field(default_factory=dict)

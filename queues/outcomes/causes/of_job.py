@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from queues.models import Job
-from queues.outcomes.causes import checks
+from queues.outcomes.causes import checks, limits
 from queues.outcomes.causes.checks import Held, Machine
 from queues.outcomes.causes.facts import LOOK_AT_MOST, RECENT_MINUTES
 from queues.outcomes.causes.found import PROVIDER, SHARE, STOP, Cause, Next, Verdict, Why, ranked
+from queues.outcomes.causes.limits import Place
 from queues.outcomes.causes.words import clock, have, jobs, length, per_minute, when
 from queues.states import TERMINAL, JobState
 
@@ -25,7 +26,8 @@ class JobFacts:
     """Everything that the verdicts about a job rest on.
 
     `ahead`: jobs that a claim would take before it, counted up to LOOK_AT_MOST. `success`: what its contract wants as
-    proof; None where that is not known. `retries_unconfirmed`: without a proof another attempt follows.
+    proof; None where that is not known. `retries_unconfirmed`: without a proof another attempt follows. `place`: where
+    it stands among the limits of its type; None without limits.
     """
 
     on: Machine
@@ -33,6 +35,7 @@ class JobFacts:
     ahead: int = 0
     success: str | None = None
     retries_unconfirmed: bool = False
+    place: Place | None = None
 
 
 def why_open(facts: JobFacts) -> Why:
@@ -69,11 +72,22 @@ def _waiting(facts: JobFacts) -> list[Cause]:
     ahead_of_time = job.due_at is not None and job.due_at > on.now
     # Before its time nothing else holds it; what would hold it then comes after.
     stopped = [_later(one) if ahead_of_time else one for one in checks.stops(on, _ONE)]
+    limited = [] if ahead_of_time or facts.place is None else limits.of_place(facts.place, ahead=facts.ahead)
+    held = {one.code for one in limited if one.verdict == Verdict.CAUSE}
     found: list[Cause] = []
-    if not ahead_of_time and not any(one.verdict == Verdict.CAUSE and one.rank == STOP for one in stopped):
+    # What a limit holds waits for no worker; how many go before it is worth saying all the same, of a group that is
+    # ordered it is said there.
+    if (
+        not ahead_of_time
+        and not any(one.verdict == Verdict.CAUSE and one.rank == STOP for one in stopped)
+        and (not held or (facts.ahead and "order" not in held))
+    ):
         found.append(_backlog(facts))
+    found += limited
     if retries:
-        found += [_retrying(facts, due=not ahead_of_time), _provider(on)]
+        found.append(_retrying(facts, due=not ahead_of_time))
+        if not checks.is_held(on):
+            found.append(_provider(on))
     elif ahead_of_time:
         found.append(_scheduled(facts))
     return [*found, *stopped]
@@ -151,7 +165,13 @@ def _backlog(facts: JobFacts) -> Cause:
     job, on, ahead = facts.job, facts.on, facts.ahead
     pool, own = on.pool, on.situation.own
     rate = own.runs / RECENT_MINUTES
-    seconds = ahead / rate * 60 if ahead and rate and not on.stands_still and ahead < LOOK_AT_MOST else None
+    grouped = facts.place is not None and facts.place.ahead_in_group is not None
+    # The pace is the type's: of one group, or of jobs without one among groups that wait, it says nothing.
+    paced = facts.place is None or not facts.place.limits.in_groups
+    seconds = ahead / rate * 60 if ahead and rate and paced and not on.stands_still and ahead < LOOK_AT_MOST else None
+    least = facts.place.starts_in(ahead) if facts.place is not None and ahead else 0.0
+    bound = least > (seconds or 0.0)
+    seconds = least if bound else seconds
     due_for = (on.now - job.due_at).total_seconds() if job.due_at else 0.0
     busy, slots = (min(pool.busy, pool.slots), pool.slots) if pool else (0, 0)
     evidence: dict[str, Any] = {
@@ -161,16 +181,19 @@ def _backlog(facts: JobFacts) -> Cause:
     }  # fmt: skip
     slots_words = f"{f'All {slots}' if busy >= slots else f'{busy} of {slots}'} slots of {on.queue} are busy."
     if ahead:
-        started = f"{per_minute(rate)} a minute were started in the last {RECENT_MINUTES} min"
+        started = f"{per_minute(rate)} a minute{' of its type' if grouped else ''} were started in the last"
+        started = f"{started} {RECENT_MINUTES} min"
         if on.stands_still:
             started = on.not_known.rstrip(".")
         elif not rate:
             started = f"None was started in the last {RECENT_MINUTES} min"
         about = f": about {length(seconds)} at that pace" if seconds is not None else ""
+        about = f": at least {length(least)} by its rate" if bound else about
         return Cause(
             code="backlog",
             verdict=Verdict.CAUSE,
-            sentence=f"{jobs(ahead, most=LOOK_AT_MOST)} of this type {have(ahead, 'is', 'are')} ahead of it",
+            sentence=f"{jobs(ahead, most=LOOK_AT_MOST)} of {'its group' if grouped else 'this type'}"
+            f" {have(ahead, 'is', 'are')} ahead of it",
             detail=f"Of the same or a higher priority, and due earlier. {started}{about}. {slots_words}",
             evidence=evidence,
             next=Next(kind="jobs", params={"type": job.type, "state": "accepted"}),

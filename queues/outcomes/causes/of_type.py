@@ -7,7 +7,7 @@ import datetime as dt
 from collections.abc import Callable
 from typing import Any, Final
 
-from queues.outcomes.causes import checks
+from queues.outcomes.causes import checks, limits
 from queues.outcomes.causes.checks import Held
 from queues.outcomes.causes.facts import FAILING_SHARE, LOOK_AT_MOST, RECENT_MINUTES, RUNS_LEAST
 from queues.outcomes.causes.found import CHANGE, PROVIDER, SHARE, STOP, Cause, Next, Verdict, Why, ranked
@@ -29,9 +29,13 @@ def why_late(facts: TypeFacts) -> Why:
     stopped = checks.stops(on, Held(n=min(waiting, LOOK_AT_MOST), share=facts.of_open("accepted", "retrying")))
     if facts.state in ("late", "overdue"):
         hard = any(one.verdict == Verdict.CAUSE and one.rank == STOP for one in stopped)
-        found = [*stopped, *(cause for check in CHECKS if (cause := check(facts, hard)) is not None)]
+        # Jobs that a full limit holds wait for no worker.
+        held = limits.of_type(facts)
+        full = any(one.verdict == Verdict.CAUSE and one.code in limits.OF_TYPE for one in held)
+        checked = [cause for check in CHECKS if (cause := check(facts, hard)) is not None]
+        found = [*stopped, *held, *(one for one in checked if not full or one.code != "backlog")]
     else:
-        found = [one for one in stopped if one.verdict == Verdict.CAUSE]
+        found = [one for one in (*stopped, *limits.held_groups(facts)) if one.verdict == Verdict.CAUSE]
     found += [one for one in (scheduled(facts), checks.disabled(on)) if one is not None]
     return Why(state=facts.state, sentence=_sentence(facts), causes=ranked(found), as_of=on.situation.as_of)
 
@@ -54,11 +58,14 @@ def _sentence(facts: TypeFacts) -> str:
     return f"Nothing is late: the promise is kept ({percent(ratio or 0.0)}) and no open job is past its window."
 
 
-def provider(facts: TypeFacts, stopped: bool) -> Cause:
+def provider(facts: TypeFacts, stopped: bool) -> Cause | None:
     """Judge the provider by the last minutes; one that failed and is well again explains what was late."""
     share = facts.explains("retrying", "retrying")
     if facts.past:
         return _provider_then(facts, share)
+    if checks.is_held(facts.on):
+        # Its breaker says it, and holds back the runs by which it would be judged.
+        return None
     now = checks.provider_failing(facts.on, share=share, retries_explain=share >= MOST_OF, errors=facts.open.errors)
     runs, failed = max(facts.bad.runs, facts.bad.failed + facts.bad.lost), facts.bad.failed
     if now.verdict == Verdict.CAUSE or not facts.broken or runs < RUNS_LEAST or failed < FAILING_SHARE * runs:
@@ -136,6 +143,9 @@ def backlog(facts: TypeFacts, stopped: bool) -> Cause | None:
     pool, own = on.pool, on.situation.own
     rate = own.runs / RECENT_MINUTES
     seconds = waiting.due / rate * 60 if rate and not on.stands_still and waiting.due < LOOK_AT_MOST else None
+    least = limits.drained_in(facts, waiting.due)
+    bound = seconds is not None and least > seconds
+    seconds = least if bound else seconds
     evidence: dict[str, Any] = {
         "waiting": waiting.due, "waiting_at_most": LOOK_AT_MOST, "oldest_ready_at": waiting.oldest,
         "runs_per_minute": None if on.stands_still else rate, "drained_in_seconds": seconds,
@@ -144,19 +154,21 @@ def backlog(facts: TypeFacts, stopped: bool) -> Cause | None:
     }  # fmt: skip
     if facts.past:
         evidence = {"share_of_time": facts.of_time("waiting")}
+    # Which of them wait for their group is known of some groups only.
+    whom = "to be started" if facts.limits is not None and facts.limits.in_groups else "for a worker"
     if not facts.is_cause("waiting", "accepted"):
         return Cause(
             code="backlog",
             verdict=Verdict.NOT_A_CAUSE,
             sentence="No backlog held it up" if facts.past else "No backlog holds it up",
-            detail="" if facts.past else f"{jobs(waiting.due, most=LOOK_AT_MOST)} {have(waiting.due)} for a worker.",
+            detail="" if facts.past else f"{jobs(waiting.due, most=LOOK_AT_MOST)} {have(waiting.due)} {whom}.",
             evidence=evidence,
         )
     parts: list[str] = []
     if waiting.oldest is not None and waiting.due:
         parts.append(f"The oldest is ready for {length((on.now - waiting.oldest).total_seconds())}.")
     if not facts.past:
-        parts.append(on.not_known if on.stands_still else _drain_words(rate, seconds))
+        parts.append(on.not_known if on.stands_still else _drain_words(rate, seconds, bound=bound))
     if pool is not None:
         busy = f"All {pool.slots} slots" if pool.busy >= pool.slots else f"{pool.busy} of {pool.slots} slots"
         parts.append(f"{busy} of {on.queue} are busy.")
@@ -166,7 +178,7 @@ def backlog(facts: TypeFacts, stopped: bool) -> Cause | None:
     return Cause(
         code="backlog",
         verdict=Verdict.CAUSE,
-        sentence=f"{jobs(waiting.due, most=LOOK_AT_MOST)} {have(waiting.due)} for a worker"
+        sentence=f"{jobs(waiting.due, most=LOOK_AT_MOST)} {have(waiting.due)} {whom}"
         if waiting.due
         else f"Waiting for a worker took {percent(share or 0.0)} of the time",
         detail=" ".join(parts),
@@ -177,11 +189,14 @@ def backlog(facts: TypeFacts, stopped: bool) -> Cause | None:
     )
 
 
-def _drain_words(rate: float, seconds: float | None) -> str:
+def _drain_words(rate: float, seconds: float | None, *, bound: bool) -> str:
     if not rate:
         return f"None was started in the last {RECENT_MINUTES} min."
     words = f"{per_minute(rate)} a minute were started in the last {RECENT_MINUTES} min"
-    return words + (f": about {length(seconds)} at that pace." if seconds is not None else ".")
+    if seconds is None:
+        return f"{words}."
+    about = f"at least {length(seconds)} by its rate" if bound else f"about {length(seconds)} at that pace"
+    return f"{words}: {about}."
 
 
 def slow_runs(facts: TypeFacts, stopped: bool) -> Cause | None:

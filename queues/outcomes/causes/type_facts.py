@@ -8,6 +8,7 @@ from typing import Final
 from queues.outcomes.causes.checks import Machine
 from queues.outcomes.causes.facts import OpenJobs
 from queues.outcomes.flow import Counts
+from queues.outcomes.limits import Limits
 from queues.outcomes.times import Stage
 
 _OPEN_SHARE: Final = 0.1
@@ -35,7 +36,7 @@ class TypeFacts:
     `total`: over the span; `bad`: since the ratio fell below its target, the whole span where it recovered.
     `waiting`: jobs that wait for a run, and `others_waiting` those of other types for the same queue, as far as folded;
     of the oldest open jobs, which `open` counts, none may be one of them. `past`: the span has ended, so
-    how things stand now explains nothing.
+    how things stand now explains nothing. `limits`: None for a type without any.
     """
 
     on: Machine
@@ -50,6 +51,7 @@ class TypeFacts:
     others_waiting: int = 0
     waiting: int = 0
     past: bool = False
+    limits: Limits | None = None
 
     @property
     def broken(self) -> bool:
