@@ -44,10 +44,11 @@ _IN_ORDER: Final = """CASE WHEN c.ordered THEN (SELECT count(*) FROM (SELECT 1 F
       OR state = 'dead' AND resolution = 'open') AND (state <> 'dead' OR c.ordered_on_failure = 'block')
       AND type = %(type)s AND "group" = %(group)s::text AND seq < %(seq)s::bigint
     ORDER BY seq LIMIT %(most)s) AS before) END, h.id, h.state, h.due_at"""
+# A query of its own for the state: PostgreSQL 15 joins by reading all jobs where it believes that there is one.
 _HEAD: Final = """LEFT JOIN LATERAL (
-  SELECT j.id, j.state, j.due_at
+  SELECT first.id, (SELECT j.state FROM queues_job j WHERE j.id = first.id) AS state, first.due_at
   FROM jobs_head_of_group(c.name, %(group)s::text, c.ordered_on_failure = 'block') AS first
-  JOIN queues_job j ON j.id = first.id WHERE c.ordered AND first.seq < %(seq)s::bigint
+  WHERE c.ordered AND first.seq < %(seq)s::bigint
 ) AS h ON true"""
 _PLACE: Final = f"""
 SELECT {COLUMNS}, jobs_now(), {{in_group}}, {{in_order}}
