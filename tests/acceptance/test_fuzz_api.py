@@ -14,7 +14,10 @@ from tests.acceptance.conftest import ROOT, own_servers
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("transactional_db")]
 
-SECONDS = 8
+SECONDS = (8, 40)
+"""A busy machine may spend the first of them on reading the document; then there is more time."""
+LEAST = 5
+"""Requests. Some hundred on a quiet machine."""
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +25,21 @@ def transactional_db(committed: None) -> None:
     """One database for the stack."""
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_api_holds_what_its_document_says(tmp_path: Path) -> None:
     """No 5xx, no HTML, no request without an answer, no error in a log; the document names what is answered."""
     result = tmp_path / "result.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.fuzz_api", "--migrated", "--seconds", str(SECONDS),
-         "--result", str(result)],
-        cwd=ROOT, env={**os.environ, **own_servers()}, capture_output=True, text=True, timeout=170,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
-    found = json.loads(result.read_text())
-    # Some hundred on a quiet machine.
-    assert found["requests"] >= 5
+    for seconds in SECONDS:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.fuzz_api", "--migrated", "--seconds", str(seconds),
+             "--result", str(result)],
+            cwd=ROOT, env={**os.environ, **own_servers()}, capture_output=True, text=True, timeout=140,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+        found = json.loads(result.read_text())
+        if found["requests"] >= LEAST:
+            break
+    assert found["requests"] >= LEAST
     # ST202, a request that its schema allows and its contract refuses, is no difference; nor is an odd single one.
     differs = {name for name in found["differs"] if not name.startswith("ST202")}
     assert differs <= {"ST201 Schema-violating request accepted"}, done.stdout[-5000:]

@@ -100,7 +100,8 @@ def test_harm_stays_with_who_does_it(poisoned: Fleet, monkeypatch: pytest.Monkey
     began: Counter[str] = Counter()
     for line in stack.runs("poison."):
         if line["what"] == "start":
-            assert line["maybe_duplicate"] == (began[line["id"]] > 0)
+            # Also who died after it had begun and before its first line may have acted, as far as anybody knows.
+            assert line["maybe_duplicate"] or began[line["id"]] == 0
             began[line["id"]] += 1
 
     job = get(blocking)
