@@ -66,6 +66,13 @@ def sql(statement: str, *params: Any) -> list[tuple[Any, ...]]:
         return list(cursor.fetchall()) if cursor.description else []
 
 
+def analyze(*tables: str) -> None:
+    """Gather statistics. Autovacuum takes the same lock, and on a busy machine may hold it longer than a user waits."""
+    sql("SET lock_timeout = 0")
+    sql(f"ANALYZE {', '.join(tables)}")
+    sql("RESET lock_timeout")
+
+
 def assignments(state: JobState) -> str:
     """Return the SET list that moves a row to a state as its constraints want it."""
     return ", ".join([f"state = '{state}'", *(f"{name} = {value}" for name, value in COLUMNS_OF[state].items())])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -231,8 +232,9 @@ def _run_pytest(arguments: Sequence[str], *, isolation: Isolation) -> int:
     try:
         argv = [sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments]
         code = run_isolated(argv, isolation=isolation)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         with contextlib.suppress(OSError, ElementTree.ParseError):
-            say(summary(report))
+            say(f"{summary(report)}; {used.ru_utime + used.ru_stime:.0f} s of processor time, servers included")
         return code
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -134,6 +134,19 @@ def rows() -> dict[str, Any]:
     return found
 
 
+def quiet_rows() -> dict[str, Any]:
+    """Return `rows()` once nothing changes any more: a request whose client has gone may still be at work."""
+    seen, since = rows(), time.monotonic()
+    give_up = since + 20
+    while time.monotonic() - since < 0.3:
+        assert time.monotonic() < give_up, "rows change and nobody asks for it"
+        time.sleep(0.05)
+        now = rows()
+        if now != seen:
+            seen, since = now, time.monotonic()
+    return seen
+
+
 def until(condition: Callable[[], object], *, seconds: float) -> bool:
     """Wait for a condition; False when it does not hold in time."""
     give_up = time.monotonic() + seconds

@@ -205,11 +205,14 @@ def _endless(connection: socket.socket) -> None:
         connection.sendall(b"<p>" + b"x" * 65536)
 
 
+#: Packed before anybody waits for it: to pack it takes a busy machine longer than a try may take.
+_PACKED = gzip.compress(bytes(20_000_000), compresslevel=1)
+
+
 def _bomb(connection: socket.socket) -> None:
     connection.recv(65536)
-    packed = gzip.compress(b"\0" * 50_000_000)
-    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
-    connection.sendall(head.encode() + packed)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(_PACKED)}\r\n\r\n"
+    connection.sendall(head.encode() + _PACKED)
 
 
 def _drip(connection: socket.socket) -> None:
@@ -232,16 +235,17 @@ def _continue(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize(
-    ("talk", "states"),
-    [(_endless, {"delivered"}), (_bomb, {"delivered"}), (_drip, {"pending"}), (_big_header, {"pending"}),
-     (_continue, {"pending"})],
+    ("talk", "state", "seconds"),
+    # What ends long before its limit is given time; what only the limit ends is not.
+    [(_endless, "delivered", 8.0), (_bomb, "delivered", 8.0), (_drip, "pending", 1.0), (_big_header, "pending", 1.0),
+     (_continue, "pending", 1.0)],
 )  # fmt: skip
 def test_w_05_answers_without_measure_end_in_time_and_leave_little(
     reachable: None, service: Webhooks, monkeypatch: pytest.MonkeyPatch,
-    talk: Callable[[socket.socket], None], states: set[str],
+    talk: Callable[[socket.socket], None], state: str, seconds: float,
 ) -> None:  # fmt: skip
     """W-05, W-06: at most a kilobyte of it is kept, and the try ends at its limit."""
-    monkeypatch.setattr(sending, "SECONDS", 1.0)
+    monkeypatch.setattr(sending, "SECONDS", seconds)
     with listening(talk) as listener:
         receiving(f"http://127.0.0.1:{listener.port}/")
         told()
@@ -249,7 +253,7 @@ def test_w_05_answers_without_measure_end_in_time_and_leave_little(
         settle(service)
         assert time.monotonic() - began < 10
     row = WebhookDelivery.objects.get()
-    assert row.state in states
+    assert row.state == state
     assert len(row.attempts[0]["excerpt"].encode()) <= sending.EXCERPT_BYTES
     assert row.attempts[0]["excerpt"].isprintable()
 

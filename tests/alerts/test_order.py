@@ -18,7 +18,7 @@ from jobsboard.models import Event, WebhookDelivery
 from queues.models import BoardVersion
 from tests.alerts.deliveries import announced, eventually, fresh, told_of
 from tests.alerts.receivers import HANG, Receiver, Say, hurry, receiving, run_until, settle
-from tests.factories import sql
+from tests.factories import analyze, sql
 
 pytestmark = pytest.mark.django_db
 
@@ -200,7 +200,7 @@ def test_the_claim_reads_what_is_due_by_its_index(receiver: Receiver) -> None:
         " due_at, created_at, created_by) SELECT 'msg_' || n, %s, 'alert.firing', 0, '{}', 'pending', 1, '[{}]',"
         " jobs_now() + interval '1 day', jobs_now(), '' FROM generate_series(1, 5000) AS n", endpoint.pk,
     )  # fmt: skip
-    sql("ANALYZE jobsboard_webhookdelivery")
+    analyze("jobsboard_webhookdelivery")
     params: dict[str, int | str] = {"at_once": 4, "lease": 60, "answering": 48, "failing": 24, "lost": ""}
     with connection.cursor() as cursor:
         cursor.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + ledger._CLAIM, params)

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 
 from queues.models import FailureCount
 from tests.board.plans import BULK
-from tests.factories import make_type, sql
+from tests.factories import analyze, make_type, sql
 
 FEW: Final = 300
 MANY: Final = 9_000
@@ -48,8 +48,8 @@ def bury(n: int) -> None:
         cursor.execute(_JOBS, {"kind": KIND, "groups": GROUPS, "jobs": n})
     sql("SET LOCAL session_replication_role = origin")
     sql(_COUNTS)
-    sql("ANALYZE queues_job")
-    sql("ANALYZE queues_failurecount")
+    analyze("queues_job")
+    analyze("queues_failurecount")
 
 
 def nodes(plan: Any) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ from queues import contract_switches
 from queues.models import ContractRevision, Job, OutcomeRollup
 from queues.outcomes import Span
 from tests.board.conftest import ClientOf
-from tests.factories import make_type, sql
+from tests.factories import analyze, make_type, sql
 
 NOW = datetime(2026, 11, 21, 3, 17, tzinfo=UTC)
 NASTY = '"><script>alert(1)</script><img src=x onerror=alert(1)>&'
@@ -277,7 +277,7 @@ def test_annotations_and_the_audit_log_are_read_by_index(name: str | None) -> No
     Annotation.objects.bulk_create(
         [Annotation(kind="deploy", at=ago(days=n % 300), text=str(n), created_by="x") for n in range(2000)]
     )
-    sql("ANALYZE jobsboard_annotation")
+    analyze("jobsboard_annotation")
     sql("SET LOCAL enable_seqscan = off")
     with CaptureQueriesContext(connection) as captured:
         marks.read(Span.of("6h", now=datetime.now(UTC)), name=name)

@@ -20,7 +20,7 @@ from queues.outcomes import JobFilter, Span
 from queues.outcomes import lists as outcome_lists
 from queues.states import OPEN
 from tests.board.conftest import bury
-from tests.factories import accept, claim, confirmed, fold_all, make_type, put_buckets, sql
+from tests.factories import accept, analyze, claim, confirmed, fold_all, make_type, put_buckets, sql
 
 NOW = dt.datetime(2026, 11, 21, 3, 17, 30, tzinfo=dt.UTC)
 
@@ -292,7 +292,7 @@ def test_every_list_has_an_index(wanted: JobFilter) -> None:
     make_type("mail.send")
     lifecycle.settle([confirmed(run) for run in claim(accept(100, kind="mail.send"))])
     accept(10, kind="mail.send")
-    sql("ANALYZE queues_job")
+    analyze("queues_job")
     sql("SET LOCAL enable_seqscan = off")
     plan = _plan(lambda: outcomes.jobs(wanted, types=["mail.send"], counts={"processing": 1, "accepted": 10}))
     assert "Index" in plan
@@ -303,7 +303,7 @@ def test_every_list_has_an_index(wanted: JobFilter) -> None:
 def test_oldest_open_reads_indexes_only() -> None:
     make_type("mail.send", tier_id=1)
     accept(10, kind="mail.send")
-    sql("ANALYZE queues_job")
+    analyze("queues_job")
     sql("SET LOCAL enable_seqscan = off")
     for ask in (
         lambda: outcomes.oldest_open([(1, "mail.send")]),

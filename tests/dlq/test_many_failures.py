@@ -20,7 +20,7 @@ from queues.models import FailureCount
 from tests.board.conftest import client_of  # noqa: F401 (a fixture)
 from tests.board.test_dead_letters_scale import touched
 from tests.dlq.deaths import die, failures, fold, kill
-from tests.factories import get, make_type, sql
+from tests.factories import analyze, get, make_type, sql
 
 pytestmark = pytest.mark.django_db
 ANN = Who(actor="ann", reason="known", source="ui")
@@ -161,7 +161,7 @@ def make_many(n: int) -> None:
         " 'x', '', '', 1, 0, jobs_now() FROM queues_failurecount"
     )
     for table in ("queues_failurecount", "dlq_failuregroup"):
-        sql(f"ANALYZE {table}")
+        analyze(table)
 
 
 def busiest(read: Any) -> int:

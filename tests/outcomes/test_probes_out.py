@@ -19,7 +19,7 @@ from queues.lifecycle.rollup import _COUNTS
 from queues.outcomes import JobFilter, lists, watch
 from queues.outcomes.causes import facts
 from queues.states import OPEN, WAITING, JobState, Reason
-from tests.factories import confirmed, failed, get, released, set_columns, sql
+from tests.factories import analyze, confirmed, failed, get, released, set_columns, sql
 from tests.outcomes.deeds import (
     KIND,
     begin,
@@ -408,7 +408,7 @@ def test_the_index_of_open_jobs_still_serves(read: Callable[[], Any]) -> None:
     for _ in range(40):
         one()
     [(today,)] = sql("SELECT DISTINCT tableoid::regclass::text FROM queues_job")
-    sql("ANALYZE queues_job")
+    analyze("queues_job")
     with connection.execute_wrapper(asked := _Captured()):
         assert read()
     [(statement, params)] = asked.asked

@@ -13,7 +13,7 @@ from queues.lifecycle import Verdict
 from queues.models import Job
 from queues.outcomes import Span, causes
 from queues.outcomes.causes import explain_job, explain_type, facts
-from tests.factories import accept, fold_all, make_job, make_type, sql
+from tests.factories import accept, analyze, fold_all, make_job, make_type, sql
 from tests.queues.late import NAME, falling, machines, of_job, of_type, overdue, settle
 
 
@@ -42,7 +42,7 @@ def test_an_explanation_is_three_statements_on_indexes() -> None:
     settle(accept(50, kind=NAME), Verdict.FAILED)
     overdue(*ids[:20])
     fold_all()
-    sql("ANALYZE queues_job")
+    analyze("queues_job")
     sql("SET LOCAL enable_seqscan = off")
     board, job = outcomes.board(), Job.objects.get(id=ids[30])
     span = Span.of("6h", now=board.now)
@@ -67,7 +67,7 @@ def test_a_burst_that_no_statistics_know_is_not_read_whole() -> None:
     make_type(NAME)
     machines("tier2")
     job = make_job(type=NAME)
-    sql("ANALYZE queues_job")
+    analyze("queues_job")
     sql("ALTER TABLE queues_job DISABLE TRIGGER USER")
     columns = ", ".join(f'"{f.column}"' for f in Job._meta.concrete_fields if f.name not in ("id", "root", "failures"))
     sql(

@@ -17,7 +17,7 @@ from queues.models import FlowState, Job, JobType
 from queues.outcomes import limits
 from queues.outcomes.causes import Cause, explain_job
 from queues.states import Reason, Resolution
-from tests.factories import WORKER, accept, confirmed, failed, fold_all, get, make_type, set_columns, sql
+from tests.factories import WORKER, accept, analyze, confirmed, failed, fold_all, get, make_type, set_columns, sql
 from tests.queues.late import CAUSE, NAME, NOT, codes, machines, of_job, of_type, one, overdue
 
 pytestmark = pytest.mark.django_db
@@ -340,7 +340,7 @@ def test_limits_cost_statements_on_indexes() -> None:
     for group in "abc":
         die(jobs(20, group)[0])
     fold_all()
-    sql("ANALYZE queues_job")
+    analyze("queues_job")
     sql("SET LOCAL enable_seqscan = off")
     board, job = outcomes.board(), Job.objects.filter(state="accepted").order_by("-id")[0]
     with CaptureQueriesContext(connection) as of_one:
@@ -362,7 +362,7 @@ def test_a_group_of_five_thousand_is_not_read_whole(monkeypatch: pytest.MonkeyPa
     """The planner believes that there is one job; what counts up to a bound must still end there."""
     make_type(NAME, ordered=True, group_concurrency=1)
     [first] = jobs(1, "a")
-    sql("ANALYZE queues_job")
+    analyze("queues_job")
     sql("ALTER TABLE queues_job DISABLE TRIGGER USER")
     columns = ", ".join(
         f'"{f.column}"' for f in Job._meta.concrete_fields if f.name not in ("id", "root", "failures", "seq")

@@ -15,7 +15,7 @@ from queues.runtime import leases
 from queues.runtime.chunk import Chunk, Runner
 from queues.runtime.leases import LeaseTable
 from queues.scheduler import confirmations
-from tests.factories import TYPE, accept, claim, evidence, failed, get, lose_lease, make_type, released, sql
+from tests.factories import TYPE, accept, analyze, claim, evidence, failed, get, lose_lease, make_type, released, sql
 from tests.queues.reviewed import CALL, S, World, awaiting, begun_before, provider, refuse
 
 # A6: whose evidence it is.
@@ -217,7 +217,7 @@ def test_looking_again_does_not_read_the_inbox(world: World) -> None:
         "INSERT INTO queues_jobreference (type, ref, job_id, fence, at) SELECT %s, 'ours ' || n, gen_random_uuid(), 1,"
         " jobs_now() - interval '1 h' FROM generate_series(1, 20000) AS n", TYPE,
     )  # fmt: skip
-    sql("ANALYZE queues_callback, queues_jobreference")
+    analyze("queues_callback", "queues_jobreference")
     with connection.cursor() as cursor:
         cursor.execute(
             "EXPLAIN (COSTS OFF) " + confirmation._MATCHED,

@@ -20,7 +20,7 @@ from queues.models import Job
 from queues.scheduler import housekeeping
 from queues.states import OPEN, RESOLUTION_COLUMNS, TERMINAL, TRANSITIONS, JobState, Reason
 from tests import factories
-from tests.factories import assignments, make_job, make_type, set_columns, sql
+from tests.factories import analyze, assignments, make_job, make_type, set_columns, sql
 
 pytestmark = pytest.mark.django_db
 PAIRS = [(old, new) for old, new in product(JobState, JobState) if old != new]
@@ -319,7 +319,7 @@ def settled(db: None) -> list[UUID]:
     make_type()
     _fill(3000)
     sql(f"UPDATE queues_job SET {assignments(JobState.CONFIRMED)}")
-    sql("ANALYZE queues_job")
+    analyze("queues_job")
     return [i for (i,) in sql("SELECT id FROM queues_job ORDER BY id")][::30]
 
 
@@ -366,7 +366,7 @@ def test_a_sweep_reads_its_own_index(name: str, index: str, statistics: str, set
     the statistics still say that nothing is open: then a burst of jobs waits, and each round would read all of it."""
     _fill(5000)
     if statistics == "fresh":
-        sql("ANALYZE queues_job")
+        analyze("queues_job")
     sweep: dict[str, Callable[[], object]] = {
         "stage": lambda: lifecycle.stageable([lifecycle.Ask(2, "test.job", 10)]),
         "lost": lambda: lifecycle.lost(limit=500),

@@ -16,7 +16,7 @@ from queues.accept import enqueue
 from queues.handlers import Confirmed
 from queues.scheduler.stage import Stage
 from queues.states import JobState, Reason
-from tests.factories import TYPE, accept, buckets, claim, fold_all, get, make_type, set_columns, sql
+from tests.factories import TYPE, accept, analyze, buckets, claim, fold_all, get, make_type, set_columns, sql
 from tests.scenarios.conftest import until
 from tests.scenarios.plans import Plan, Statement, explain, statements_of
 from tests.scenarios.servers import OwnBroker, own_broker
@@ -76,7 +76,7 @@ def test_scenario_09_what_is_not_due_costs_nothing(analyzed: bool, later: list[U
     """Scenario 9: each loop's time is a condition of its index, whatever the statistics say: thousands of jobs that
     act tomorrow are neither read nor filtered. The same statement with a volatile clock reads them all."""
     if analyzed:
-        sql("ANALYZE queues_job")
+        analyze("queues_job")
     for name, (look, found) in LOOKS.items():
         [statement] = statements_of(look)
         sql("SET LOCAL enable_sort = off" if name == "stage" else "SET LOCAL enable_sort = on")
