@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         isolated.add_argument("--pg-bin", type=Path, help="the programs of another PostgreSQL than the wheel's")
         if name == "test":
             isolated.add_argument("--older-pg-bin", type=Path, help="run what uses a database on this one once more")
+            isolated.add_argument("--no-fsync", action="store_true", help="let the server wait for no disk")
     names.add_parser("clean", help="remove this checkout's stack and its data")
     names.add_parser("join", help=argparse.SUPPRESS)
     return parser
@@ -88,6 +89,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 def _isolation(options: argparse.Namespace) -> Isolation:
     return Isolation(
         programs=options.pg_bin,
+        fsync=not getattr(options, "no_fsync", False),
         database_url=os.environ.get("TEST_DATABASE_URL", ""),
         broker_url=os.environ.get("TEST_BROKER_URL", ""),
     )

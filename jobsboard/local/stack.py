@@ -91,6 +91,7 @@ def start_servers(
     *,
     programs: Path | None = None,
     throwaway: bool = False,
+    fsync: bool = True,
     database_url: str = "",
     broker_url: str = "",
 ) -> Servers:
@@ -109,7 +110,9 @@ def start_servers(
         )
         broker_url = broker.url(port=port)
     if not database_url:
-        database = postgres.of_stack(stack, password=secrets.database_password, programs=programs, throwaway=throwaway)
+        database = postgres.of_stack(
+            stack, password=secrets.database_password, programs=programs, throwaway=throwaway, fsync=fsync
+        )
         database.initialise()
         port = _start(
             supervisor,

@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from jobsboard.local.commands import OLDER_PARTS, PARTS, Isolation, run_tests, summary
+from jobsboard.local.commands import OLDER_PARTS, PARTS, Isolation, Part, run_tests, summary
 from jobsboard.local.errors import UsageError
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -28,6 +28,11 @@ sys.executable, commands.LANES = sys.argv[1], int(sys.argv[2])
 older = Path(sys.argv[3]) if len(sys.argv) > 3 else None
 sys.exit(commands.run_tests([], isolation=commands.Isolation(), older=older))
 """
+
+
+def words(part: Part, *servers: str) -> str:
+    """Return what a part is started with: only what computes need not wait for a disk."""
+    return " ".join([*(["--no-fsync"] if part.computes else []), *servers, *part.arguments])
 
 
 def test_what_was_skipped_is_said(tmp_path: Path) -> None:
@@ -62,7 +67,7 @@ def test_a_part_of_the_tests_that_fails_or_is_killed_fails_the_whole(
     does = f'case "$*" in *"not ("*"--ignore"*) {others};; *test_chaos*) {slow};; esac'
     found, parts = parted(tmp_path, does, lanes=3)
     assert found == code
-    assert sorted(parts) == sorted(" ".join(part.arguments) for part in PARTS)
+    assert sorted(parts) == sorted(words(part) for part in PARTS)
 
 
 def test_the_parts_of_the_tests_are_all_tests_each_once() -> None:
@@ -109,17 +114,16 @@ def test_whoever_is_stopped_tells_what_it_saw_so_far(tmp_path: Path) -> None:
         said, _ = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
     assert [line for line in said.splitlines() if line.startswith("part: ")] == [
-        f"part: -m jobsboard.local test {' '.join(part.arguments)}" for part in PARTS[:2]
+        f"part: -m jobsboard.local test {words(part)}" for part in PARTS[:2]
     ]
 
 
 def test_on_an_older_server_run_only_the_fast_tests_that_use_a_database(tmp_path: Path) -> None:
     code, parts = parted(tmp_path, "exit 0", lanes=9, older="/old/bin")
     assert code == 0
-    fast = [" ".join(part.arguments) for part in OLDER_PARTS]
     assert sorted(line for line in parts if "/old/bin" in line) == sorted(
-        f"--pg-bin /old/bin {line} --with-database" for line in fast
+        f"{words(part, '--pg-bin', '/old/bin')} --with-database" for part in OLDER_PARTS
     )
-    assert len(parts) == len(PARTS) + len(fast)
+    assert len(parts) == len(PARTS) + len(OLDER_PARTS)
     with pytest.raises(UsageError):
         run_tests(["-q"], isolation=Isolation(), older=tmp_path)

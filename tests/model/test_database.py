@@ -313,7 +313,7 @@ def test_postgresql_does_what_the_model_says(actors: dict[str, list[Actor]]) -> 
     """I-02, I-05 to I-13, I-16, I-22, I-26 to I-31, I-35, I-41, I-45, promise 5, under explicit interleavings."""
     seen: Counter[str] = Counter()
     machine = type("Machine", (Real,), {"actors": actors, "seen": seen})
-    search(machine, seen, SEEN, settings=profile(examples=90, deep=200, steps=40))
+    search(machine, seen, SEEN, settings=profile(examples=60, deep=200, steps=40))
     assert any(name.startswith("crossed") for name in seen)
 
 
