@@ -1,4 +1,4 @@
-"""Limits, rates, groups and order on real workers: what is kept, and how much of what they allow is used.
+"""Limits, rates, groups, order and merging on real workers: what is kept, and how much of what they allow is used.
 
 A scheduler and two workers with threads run types with a limit; every body notes when it began and ended. Said for
 each: what was seen at most (it must not be above the limit), and the time against the least that the limit allows.
@@ -181,7 +181,59 @@ def order(bench: Bench, jobs: int) -> None:
     bench.verdicts.hold("one at a time", all(most_at_once(lane) == 1 for lane in lanes.values()))
 
 
-PARTS: dict[str, Callable[[Bench, int], None]] = {"limit": limit, "rate": rate, "groups": groups, "order": order}
+def merge(bench: Bench, jobs: int) -> None:
+    """Four producers that change ten documents all the time; an index wants the newest of each, every other second."""
+    bench.make("flow.merge", overlap="throttle", overlap_seconds=2, group_concurrency=1)
+    each = jobs // 4
+
+    def produce(first: int) -> None:
+        from queues.accept import enqueue
+
+        for n in range(first, first + each):
+            enqueue("flow.merge", {"n": n, "seconds": 0.05}, group=f"doc{n % 10}")
+        connection.close()
+
+    began = time.monotonic()
+    producers = [threading.Thread(target=produce, args=(lane * each,)) for lane in range(4)]
+    for producer in producers:
+        producer.start()
+    for producer in producers:
+        producer.join()
+    took = time.monotonic() - began
+    count = _ended("flow.merge", 4 * each)
+    lanes: dict[str, list[Body]] = defaultdict(list)
+    for body in sorted(bench.bodies("flow.merge"), key=lambda b: b.began):
+        lanes[body.group].append(body)
+    ran, turns = sum(map(len, lanes.values())), 10 * (int(took / 2) + 2)
+    print(f"  throttle of 2 s, {4 * each} jobs of 10 groups in {took:.1f} s: {4 * each / took:.0f} accepted a second")
+    bench.verdicts.hold(f"every job has its end: {count} confirmed or superseded", count == 4 * each)
+    bench.verdicts.hold(f"at most one run of a group in 2 s ({ran} ran, {turns} turns)", 10 <= ran <= turns)
+    bench.verdicts.hold("one at a time", all(most_at_once(lane) == 1 for lane in lanes.values()))
+
+
+def _ended(name: str, count: int) -> int:
+    """Wait until so many jobs of a type are confirmed or gave their place away; returns how many are."""
+    for _ in range(600):
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM queues_job WHERE type = %s"
+                " AND (state = 'confirmed' OR state = 'cancelled' AND reason = 'superseded')",
+                [name],
+            )
+            found = int(cursor.fetchone()[0])
+        if found >= count:
+            break
+        threading.Event().wait(0.1)
+    return found
+
+
+PARTS: dict[str, Callable[[Bench, int], None]] = {
+    "limit": limit,
+    "rate": rate,
+    "groups": groups,
+    "order": order,
+    "merge": merge,
+}
 
 
 def main() -> None:
@@ -205,7 +257,10 @@ def main() -> None:
             for name in options.only or PARTS:
                 PARTS[name](bench, options.jobs)
         with connection.cursor() as cursor:
-            cursor.execute("SELECT count(*), count(*) FILTER (WHERE state = 'confirmed' AND fence = 1) FROM queues_job")
+            cursor.execute(
+                "SELECT count(*), count(*) FILTER (WHERE state = 'confirmed' AND fence = 1) FROM queues_job"
+                " WHERE reason IS DISTINCT FROM 'superseded'"
+            )
             total, confirmed = cursor.fetchone()
         bench.verdicts.hold(f"all {total} jobs confirmed at their first run", total == confirmed)
     if bench.verdicts.broken:

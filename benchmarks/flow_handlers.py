@@ -22,5 +22,5 @@ def _sleep(job: JobContext) -> Confirmed:
     return Confirmed(ref=f"{kind}-{job.id}")
 
 
-for name in ("flow.limit", "flow.rate", "flow.groups", "flow.order"):
+for name in ("flow.limit", "flow.rate", "flow.groups", "flow.order", "flow.merge"):
     handler(name)(_sleep)

@@ -338,6 +338,8 @@ def _contract(facts: Facts) -> Check:
             accept.read_payload(job.payload, known)
         except PayloadInvalid as invalid:
             return said("Needs an edit", "fail", f"Its payload breaks today's contract: {_plain(str(invalid))}")
+    if known.deferred:
+        return said("Type is deferred", "note", "A replay waits until the job type is no longer deferred")
     if known.version != job.contract_version:
         words = f"Accepted under v{job.contract_version}, runs under v{known.version}"
         return said("Contract changed since acceptance", "note", words)

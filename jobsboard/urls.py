@@ -12,6 +12,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("logout/", accounts.logout, name="logout"),
     # Before the admin's own, which would take any number of guesses.
     path("admin/login/", accounts.closed_admin_login, name="admin-login-closed"),
+    # Before the admin's own, which is not in the audit log and sends whoever is no staff to the closed login.
+    path("admin/logout/", accounts.logout, name="admin-logout"),
     path("admin/", admin.site.urls),
     path("livez", health.livez, name="livez"),
     path("readyz", health.readyz, name="readyz"),

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from django.db import transaction
 
-from queues import backlog, broker, canonical, contract_rules, contract_schema, contracts, lifecycle
+from queues import backlog, broker, canonical, contract_rules, contract_schema, contracts, lifecycle, overlap
 from queues.contracts import Contract
 from queues.faults import fault
 from queues.lifecycle import NewJob
@@ -148,7 +148,10 @@ def _accept(items: Sequence[Item], *, probe: bool = False) -> list[Any]:
     first, repeats = _pair_repeats(new)
     if 0 < len(first) <= PUBLISH_AT_MOST:
         first = [replace(job, publish=_at_once(contracts.current(job.type))) for job in first]
-    _insert(first, answers)
+    if not probe and any(contracts.current(job.type).overlap != "none" for job in first):
+        _insert_merging(first, answers)
+    else:
+        _insert(first, answers)
     _answer_repeats(repeats, answers)
     duplicates = Counter(
         items[p].type for p, answer in enumerate(answers) if isinstance(answer, Receipt) and answer.duplicate
@@ -158,8 +161,28 @@ def _accept(items: Sequence[Item], *, probe: bool = False) -> list[Any]:
     return answers
 
 
+def _insert_merging(jobs: Sequence[NewJob], answers: list[Receipt | EnqueueError | None]) -> None:
+    """Insert jobs of which new ones take the place of others: all of it or nothing."""
+    with transaction.atomic():
+        jobs, merges = overlap.begin(jobs)
+        _insert(jobs, answers)
+        new = [
+            (job, answer.job_id)
+            for job in jobs
+            if isinstance(answer := answers[job.position], Receipt) and not answer.duplicate
+        ]
+        fault("overlap.inserted")
+        lost = overlap.end(merges, new)
+    for position, answer in enumerate(answers):
+        if isinstance(answer, Receipt) and answer.job_id in lost:
+            answers[position] = replace(answer, state=JobState.CANCELLED)
+
+
 def _at_once(contract: Contract) -> bool:
     """Say whether a new job is published at once; else the stage finds it."""
+    # A claim would refuse it, and cost a worker just when workers are short.
+    if contract.on_hold:
+        return False
     # Behind others of a limited type, or an open breaker, it would only be refused.
     if contract.guarded and (contract.breaker == "open" or contract.name in backlog.waiting_types()):
         return False

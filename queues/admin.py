@@ -22,11 +22,12 @@ from django.views.decorators.http import require_POST
 from queues import contract_rules, contract_versions, workers
 from queues.admin_roles import RoleAdmin, who
 from queues.contract_fields import CALLBACK_SECRET, FIELDS, SECRETS, TARGET_SECRET
-from queues.contract_form import SECRET_FIELDS, ContractForm
+from queues.contract_form import DEFERRED, SECRET_FIELDS, ContractForm
 from queues.contract_switches import HOLDS, SwitchRefused, set_switch
 from queues.contract_versions import ContractChanged, ContractInvalid, Diff, JobsExist
 from queues.dependency_admin import DependencyAdmin
-from queues.models import AuditEntry, ContractRevision, Dependency, JobType, Tier
+from queues.models import AuditEntry, ContractRevision, Dependency, JobType, Schedule, Tier
+from queues.schedule_admin import ScheduleAdmin
 
 # Bulk deletion would go around the audit log, for whatever is registered.
 admin.site.disable_action("delete_selected")
@@ -79,7 +80,8 @@ FIELDSETS: Final = (
     (
         "Switches",
         "Count at once, for waiting jobs too. They are no part of a version, and contracts sync leaves them alone.",
-        ("enabled", ("disabled_reason", "disabled_until"), "paused", ("paused_reason", "paused_until")),
+        ("enabled", ("disabled_reason", "disabled_until"), "paused", ("paused_reason", "paused_until"),
+         "deferred", ("deferred_reason", "deferred_until")),
     ),
 )  # fmt: skip
 _FORM_ONLY: Final = frozenset(name for pair in SECRET_FIELDS.values() for name in pair)
@@ -90,9 +92,10 @@ class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
     """Reliability contracts."""
 
     form = ContractForm
+    exclude = DEFERRED
     actions = None
     list_display = ("name", "tier", "done_means", "promise", "max_attempts", "version", "state")
-    list_filter = ("tier", "handler", "success", "enabled", "paused")
+    list_filter = ("tier", "handler", "success", "enabled", "paused", "deferred")
     list_select_related = ("tier",)
     search_fields = ("name", "owner", "description")
     ordering = ("name",)
@@ -113,7 +116,7 @@ class JobTypeAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
     def state(self, obj: JobType) -> str:
         if not obj.enabled:
             return "off"
-        return "paused" if obj.paused else "on"
+        return "paused" if obj.paused else "deferred" if obj.deferred else "on"
 
     def get_urls(self) -> list[URLPattern]:
         restore = self.admin_site.admin_view(require_POST(self.restore_view))
@@ -259,6 +262,8 @@ class TierForm(forms.ModelForm):  # type: ignore[type-arg]
             "target_ratio": "Share of jobs confirmed within their window, such as 0.995; contracts may set their own.",
             "retry_budget": "Not enforced yet: retries are not limited to a share of the work.",
             "backlog_limit": "Open jobs above which the API answers 429.",
+            "defer_after_seconds": "Seconds. Once its jobs wait longer for a worker, deferrable job types of the tiers "
+            "below are deferred until it is served again. 0: never.",
         }
 
 
@@ -299,6 +304,7 @@ class TierAdmin(RoleAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
 
 
 admin.site.register(Dependency, DependencyAdmin)
+admin.site.register(Schedule, ScheduleAdmin)
 
 
 def _holds(name: str) -> list[dict[str, Any]]:

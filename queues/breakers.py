@@ -15,10 +15,7 @@ from typing import Any, Final
 
 from django.db import connection
 
-from queues.models import Breaker, BreakerFlip, Dependency
-
-_WORSE: Final = (Breaker.CLOSED.value, Breaker.HALF_OPEN.value, Breaker.OPEN.value)
-"""States from best to worst."""
+from queues.models import Breaker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,33 +172,3 @@ def standing(name: str) -> Standing | None:
     """Return one dependency as it stands."""
     found = readings(name=name)
     return found[0].standing if found else None
-
-
-def flips(*, since: dt.datetime, dependency: str | None = None, limit: int = 200) -> list[BreakerFlip]:
-    """Return changes of breakers since a time, newest first."""
-    found = BreakerFlip.objects.filter(at__gte=since)
-    if dependency is not None:
-        found = found.filter(dependency=dependency)
-    return list(found.order_by("-at", "-id")[:limit])
-
-
-def history(name: str, *, since: dt.datetime, now: dt.datetime, parts: int) -> list[str]:
-    """Return the worst state of a breaker in each of so many equal parts of the time, oldest first."""
-    of_it = BreakerFlip.objects.filter(dependency=name)
-    changes = list(of_it.filter(at__gte=since, at__lt=now).order_by("at", "id").values_list("at", "was", "became"))
-    before = of_it.filter(at__lt=since).order_by("-at", "-id").values_list("became", flat=True).first()
-    if before is None and changes:
-        before = changes[0][1]
-    if before is None:
-        before = Dependency.objects.filter(name=name).values_list("state", flat=True).first() or _WORSE[0]
-    length = (now - since) / parts
-    worst = [before] * parts
-    part, state = 0, before
-    for at, _, became in changes:
-        here = min(int((at - since) / length), parts - 1)
-        # The parts in between began, and the one of the change as well, in the state before it.
-        worst[part + 1 : here + 1] = [state] * (here - part)
-        part, state = here, became
-        worst[part] = max(worst[part], state, key=_WORSE.index)
-    worst[part + 1 :] = [state] * (parts - part - 1)
-    return worst

@@ -21,11 +21,17 @@ SWITCHES: Final = frozenset(
         "paused_reason",
         "paused_by",
         "paused_until",
+        "deferred",
+        "deferred_reason",
+        "deferred_by",
+        "deferred_until",
     }
 )
 """Never versioned, untouched by `contracts sync`, audited one by one."""
 
-SWITCH_MARKS: Final = frozenset({"disabled_by", "disabled_until", "paused_by", "paused_until"})
+SWITCH_MARKS: Final = frozenset(
+    {"disabled_by", "disabled_until", "paused_by", "paused_until", "deferred_by", "deferred_until"}
+)
 """Who and until when: written with the switch itself, never taken from a contract or a file."""
 
 TARGET_SECRET: Final = "target_secret"  # noqa: S105 (the name of a field)
@@ -100,12 +106,7 @@ CURRENT: Final = frozenset(
 )
 """A change of these reaches jobs that wait already; they are in every revision all the same."""
 
-_FLOW = "work is not merged"
-
 NOT_ENFORCED: Final[dict[str, str]] = {
-    "overlap": _FLOW,
-    "overlap_seconds": _FLOW,
-    "deferrable": "nothing is deferred under load",
     "batch_size": "handlers get one job at a time",
     "canary_ratio": "no version is tried on a share of jobs first",
 }

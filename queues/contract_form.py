@@ -41,6 +41,7 @@ LABELS: Final = {
     "callback_secret_env": "Callback secret from variable",
     "disabled_reason": "Why off",
     "paused_reason": "Why paused",
+    "deferred_reason": "Why deferred",
     "success": "Done means",
     "check_url": "Check address",
     "check_every_seconds": "Check every",
@@ -109,6 +110,9 @@ _HELP: Final = {
     "paused": "Takes jobs, runs none. The clock of the promise goes on.",
     "disabled_reason": "Empty: the reason at the end of the page.",
     "paused_reason": "Empty: the reason at the end of the page.",
+    "deferrable": "Gives way while a tier above it is short of workers, as that tier's bound says.",
+    "deferred": "Gives way to what is more urgent: takes jobs, runs none. The clock of the promise goes on.",
+    "deferred_reason": "Empty: the reason at the end of the page.",
     "probe_every_seconds": "Seconds, at least 10; 600 suits most. 0 for none. A probe is a job that runs for real.",
     "probe_payload": "What a probe carries: a JSON object that fits the schema and hurts nobody.",
     "soft_limit_seconds": "Seconds, 0 for none. Then the handler is told to stop.",
@@ -116,6 +120,10 @@ _HELP: Final = {
     "keep_confirmed_days": "Days after the end.",
     "keep_other_days": "Days after the end. A dead letter that nobody resolved is kept.",
 }
+
+
+DEFERRED: Final = ("deferred", "deferred_reason", "deferred_until")
+"""Fields of this form alone: the model has them for the scheduler too, and not for a form."""
 
 
 def _help_texts() -> dict[str, Any]:
@@ -239,6 +247,11 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
     )
     disabled_until = UntilField(label="Off until (UTC)", help_text="Then it is switched on again. Empty: no end.")
     paused_until = UntilField(label="Paused until (UTC)", help_text="Then it is resumed. Empty: no end.")
+    deferred = forms.BooleanField(required=False, help_text=_HELP["deferred"])
+    deferred_reason = forms.CharField(
+        required=False, max_length=1000, label=LABELS["deferred_reason"], help_text=_HELP["deferred_reason"]
+    )
+    deferred_until = UntilField(label="Deferred until (UTC)", help_text="Then it is no longer deferred. Empty: no end.")
     reason = forms.CharField(
         label="Reason", max_length=1000, widget=forms.TextInput(attrs={"size": 80}), help_text="For the history."
     )
@@ -253,7 +266,11 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = JobType
-        fields = [name for name in ("name", *FIELDS) if name not in SWITCH_MARKS - {"disabled_until", "paused_until"}]
+        fields = [
+            name
+            for name in ("name", *FIELDS)
+            if name not in SWITCH_MARKS - {"disabled_until", "paused_until"} and name not in DEFERRED
+        ]
         labels = LABELS
         help_texts = _help_texts()
 
@@ -261,6 +278,8 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
         super().__init__(*args, **kwargs)
         self.findings = Findings()
         self.previewing = self.is_bound and PREVIEW in self.data
+        for name in DEFERRED:
+            self.initial.setdefault(name, getattr(self.instance, name))
         for name in SWITCHES & self.fields.keys():
             # Against what the page showed, not against what somebody else has set meanwhile.
             self.fields[name].show_hidden_initial = True
@@ -301,6 +320,8 @@ class ContractForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def _clean_switches(self, cleaned: dict[str, Any]) -> None:
         """Refuse an end that is past, and a reason or an end for what is not switched off."""
+        if cleaned.get("deferred") and "deferred" in self.changed_data and not cleaned.get("deferrable"):
+            self.add_error("deferred", "Only what is deferrable can be deferred.")
         for hold in HOLDS:
             why, until = f"{hold.prefix}_reason", f"{hold.prefix}_until"
             holds = cleaned.get(hold.switch) == hold.value

@@ -1,6 +1,7 @@
-"""Switches of a job type: paused, disabled, until when and why; no part of a version. Each is audited.
+"""Switches of a job type: paused, deferred, disabled, until when and why; no part of a version. Each is audited.
 
-What they hold back is decided by the statements that accept and claim; contracts themselves are `contract_versions`'.
+What they hold back is decided by the statements that accept and claim; contracts themselves are `contract_versions`',
+what the scheduler defers by itself is `deferral`'s.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from queues.models import BoardVersion, JobType
 
 Change = dict[str, list[Any]]
 
+NOT_DEFERRABLE: Final = "Its contract does not allow deferral: deferrable is off."
 LONGEST_HOLD: Final = dt.timedelta(days=366)
 SCHEDULER: Final = "scheduler"
 """Who turned a switch back when its time was up, in the audit log."""
@@ -48,6 +50,7 @@ class Hold(NamedTuple):
 HOLDS: Final = (
     Hold("enabled", False, "disabled", "contract.disabled", "contract.enabled"),
     Hold("paused", True, "paused", "contract.paused", "contract.resumed"),
+    Hold("deferred", True, "deferred", "contract.deferred", "contract.undeferred"),
 )
 
 
@@ -58,22 +61,25 @@ def set_switch(
     reason: str,
     enabled: bool | None = None,
     paused: bool | None = None,
+    deferred: bool | None = None,
     until: dt.datetime | None = None,
     source: str = "admin",
     request_id: str = "",
 ) -> JobType:
-    """Enable, disable, pause or resume a type: at once, for waiting jobs too, without a new version.
+    """Enable, disable, pause, resume, defer or undefer a type: at once, for waiting jobs too, without a new version.
 
-    `until` is when the scheduler turns a disabled or paused type back. Doing the same again changes nothing; pausing
-    with another reason or end replaces them.
+    `until` is when the scheduler turns a disabled, paused or deferred type back. Doing the same again changes nothing;
+    pausing with another reason or end replaces them, and who defers what the scheduler deferred makes it their own.
     Raises: JobType.DoesNotExist, SwitchRefused.
     """
-    wanted = {"enabled": enabled, "paused": paused}
-    if until is not None and enabled is not False and not paused:
-        raise SwitchRefused("An end belongs to a type that is paused or disabled.")
+    wanted = {"enabled": enabled, "paused": paused, "deferred": deferred}
+    if until is not None and enabled is not False and not paused and not deferred:
+        raise SwitchRefused("An end belongs to a type that is paused, deferred or disabled.")
     with transaction.atomic():
         row = JobType.objects.select_for_update().get(pk=name)
         check_until(until)
+        if deferred and not row.deferrable:
+            raise SwitchRefused(NOT_DEFERRABLE)
         columns: list[str] = []
         for hold in HOLDS:
             value = wanted[hold.switch]
@@ -131,11 +137,13 @@ def check_until(until: dt.datetime | None) -> None:
 
 _DUE: Final = """
 WITH due AS MATERIALIZED (
-  SELECT name, disabled_reason, disabled_until, paused_reason, paused_until,
+  SELECT name, disabled_reason, disabled_until, paused_reason, paused_until, deferred_reason, deferred_until,
     NOT enabled AND coalesce(disabled_until <= jobs_now(), false) AS enable,
-    paused AND coalesce(paused_until <= jobs_now(), false) AS resume
+    paused AND coalesce(paused_until <= jobs_now(), false) AS resume,
+    deferred AND coalesce(deferred_until <= jobs_now(), false) AS undefer
   FROM queues_jobtype
   WHERE (NOT enabled AND disabled_until <= jobs_now()) OR (paused AND paused_until <= jobs_now())
+    OR (deferred AND deferred_until <= jobs_now())
   ORDER BY name LIMIT %s FOR UPDATE SKIP LOCKED
 )
 UPDATE queues_jobtype AS t SET
@@ -146,9 +154,14 @@ UPDATE queues_jobtype AS t SET
   paused = t.paused AND NOT d.resume,
   paused_reason = CASE WHEN d.resume THEN '' ELSE t.paused_reason END,
   paused_by = CASE WHEN d.resume THEN '' ELSE t.paused_by END,
-  paused_until = CASE WHEN NOT d.resume THEN t.paused_until END
+  paused_until = CASE WHEN NOT d.resume THEN t.paused_until END,
+  deferred = t.deferred AND NOT d.undefer,
+  deferred_reason = CASE WHEN d.undefer THEN '' ELSE t.deferred_reason END,
+  deferred_by = CASE WHEN d.undefer THEN '' ELSE t.deferred_by END,
+  deferred_until = CASE WHEN NOT d.undefer THEN t.deferred_until END
 FROM due AS d WHERE t.name = d.name
-RETURNING t.name, d.enable, d.disabled_reason, d.disabled_until, d.resume, d.paused_reason, d.paused_until
+RETURNING t.name, d.enable, d.disabled_reason, d.disabled_until, d.resume, d.paused_reason, d.paused_until,
+  d.undefer, d.deferred_reason, d.deferred_until
 """
 
 
@@ -158,11 +171,11 @@ def turn_back(*, limit: int) -> int:
         with connection.cursor() as cursor:
             cursor.execute(_DUE, [limit])
             rows = cursor.fetchall()
-        for name, enable, disabled_reason, disabled_until, resume, paused_reason, paused_until in rows:
-            if enable:
-                _record_back(name, HOLDS[0], why=disabled_reason, until=disabled_until)
-            if resume:
-                _record_back(name, HOLDS[1], why=paused_reason, until=paused_until)
+        for name, *turned in rows:
+            for hold, place in zip(HOLDS, range(0, len(turned), 3), strict=True):
+                back, why, until = turned[place : place + 3]
+                if back:
+                    _record_back(name, hold, why=why, until=until)
         if rows:
             changed()
     return len(rows)

@@ -34,7 +34,7 @@ Diff = dict[str, list[Any]]
 
 OLD_SECRET_FOR: Final = dt.timedelta(hours=24)
 """How long the callback secret before a change is still taken."""
-TIER_FIELDS: Final = ("name", "target_ratio", "retry_budget", "backlog_limit")
+TIER_FIELDS: Final = ("name", "target_ratio", "retry_budget", "backlog_limit", "defer_after_seconds")
 
 
 class ContractInvalid(ValueError):
@@ -106,7 +106,8 @@ def _create(
 ) -> Saved | JobType:
     """Insert a type; where another transaction was first, return its row, locked."""
     values = {**defaults(), **_plain(fields)}
-    _refuse_if_invalid({**values, **{key: bool(fields.get(key)) for key in SECRETS}}, previous=None)
+    stored = {key: bool(fields.get(key)) for key in SECRETS}
+    _refuse_if_invalid({**values, **stored, "deferred": fields.get("deferred", False)}, previous=None)
     switches = {key: fields[key] for key in FIELDS if key in fields and key in SWITCHES - SWITCH_MARKS}
     columns = {_column(key): value for key, value in values.items()}
     sealed = {key: _sealed(fields.get(key)) for key in SECRETS}

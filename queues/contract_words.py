@@ -84,8 +84,14 @@ def tier_sentence(fields: Mapping[str, Any], *, types: int, own: int) -> str:
     return (
         f"In tier {fields['number']} ({fields['name']}) {share} are confirmed within the window that their contract "
         f"gives. {held}. From {fields['backlog_limit']:,} waiting jobs on, new ones are "
-        "refused until some are done."
+        f"refused until some are done.{_defer_words(fields.get('defer_after_seconds', 0))}"
     )
+
+
+def _defer_words(seconds: int) -> str:
+    if not seconds:
+        return ""
+    return f" While its jobs wait longer than {span(seconds)} for a worker, deferrable types of the tiers below wait."
 
 
 _UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))

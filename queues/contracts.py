@@ -17,11 +17,11 @@ MISS_SECONDS: Final = 0.2
 
 CURRENT_FIELDS: Final = frozenset(
     {
-        "enabled", "paused", "tier", "pool", "handler", "target_url", "target_secret_env", "target_secret",
-        "callback_secret_env", "callback_secret", "callback_secret_old", "callback_secret_old_until", "check_url",
-        "lease_seconds", "soft_limit_seconds", "hard_limit_seconds", "redact", "dependency",
+        "enabled", "paused", "deferred", "deferrable", "tier", "pool", "handler", "target_url", "target_secret_env",
+        "target_secret", "callback_secret_env", "callback_secret", "callback_secret_old", "callback_secret_old_until",
+        "check_url", "lease_seconds", "soft_limit_seconds", "hard_limit_seconds", "redact", "dependency",
         "concurrency", "group_concurrency", "rate_per_second", "rate_burst", "group_rate_per_second", "ordered",
-        "ordered_on_failure", "breaker", "probe_every_seconds", "probe_payload",
+        "ordered_on_failure", "overlap", "overlap_seconds", "breaker", "probe_every_seconds", "probe_payload",
     }
 )  # fmt: skip
 """Read from the newest contract even by a job of an older version (DESIGN.md section 6)."""
@@ -35,6 +35,8 @@ class Contract:
     version: int
     enabled: bool
     paused: bool
+    deferred: bool
+    deferrable: bool
     tier: int
     pool: str
     handler: str
@@ -75,6 +77,8 @@ class Contract:
     group_rate_per_second: float
     ordered: bool
     ordered_on_failure: str
+    overlap: str
+    overlap_seconds: int
     breaker: str
     priority_default: int
     dependency: str
@@ -88,6 +92,11 @@ class Contract:
     def queue(self) -> str:
         """Name of the Celery queue: the tier's own, or one pool inside it."""
         return f"tier{self.tier}.{self.pool}" if self.pool else f"tier{self.tier}"
+
+    @property
+    def on_hold(self) -> bool:
+        """Whether a switch keeps its jobs from being claimed; they are accepted all the same."""
+        return self.paused or self.deferred
 
     @property
     def in_groups(self) -> bool:

@@ -17,6 +17,7 @@ written yet."""
 POINTS: Final = frozenset(
     {f"{name}.{moment}" for name in STATEMENTS for moment in ("before", "after")}
     | {
+        "overlap.inserted",  # a merging type's job is inserted, those that it replaces still wait, nothing is committed
         "publish.before",  # accepted and committed, its hint not sent
         "publish.inside",  # connected to the broker, hint not sent
         "body.before",  # claimed and begun, the handler not called
@@ -38,6 +39,10 @@ POINTS: Final = frozenset(
         "breaker.judged",  # a breaker has to change, nothing is written
         "breaker.flipped",  # its change is written, its types do not have it so far, nothing is committed
         "breaker.committed",
+        "schedules.selected",  # a schedule is due and its row locked, nothing is written
+        "schedules.accepted",  # the job of its tick is inserted, the tick is not
+        "schedules.written",  # job, tick and next time are written, not committed
+        "schedules.committed",
         "alerts.read",  # rules are measured, nothing is written
         "alerts.applied",  # alerts and their deliveries are written, not committed
     }

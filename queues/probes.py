@@ -18,7 +18,7 @@ from django.db import connection, transaction
 from queues import audit, contracts, lifecycle, workers
 from queues.accept import EnqueueError, TypeDisabled, accept_probe
 from queues.contracts import Contract, UnknownContract
-from queues.models import JobType, ProbeRun
+from queues.models import ProbeRun
 from queues.redaction import redact_text
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ AGAIN_SECONDS: Final = 30
 """After a first failure the next probe comes so soon, whatever the interval: was it one bad minute, or is it down?"""
 LATE: Final = "late"
 PAUSED: Final = "paused"
+DEFERRED: Final = "deferred"
 DISABLED: Final = "disabled"
 CANCELLED: Final = "cancelled"
 MISSING: Final = "missing"
@@ -65,6 +66,11 @@ ON CONFLICT DO NOTHING
 _OLD_WORKERS: Final = f"""EXISTS (SELECT FROM queues_workerprocess w WHERE w.kind = 'worker'
     AND w.release < {KNOWN_SINCE} AND w.seen_at > jobs_now() - interval '{workers.GONE_SECONDS} seconds')"""
 
+# Which switch keeps a probe from being accepted or run; empty when none does.
+_HELD: Final = "CASE WHEN c.paused THEN 'paused' WHEN c.deferred THEN 'deferred' ELSE '' END"
+_SKIPS: Final = f"CASE WHEN c.enabled THEN {_HELD} ELSE 'disabled' END"
+_SKIPS_OF: Final = f"SELECT {_SKIPS} FROM queues_jobtype c WHERE c.name = %(type)s"  # noqa: S608 (constants)
+
 # The next time counts from now and not from when this one was due: after an outage one run follows, not all of them.
 _CLAIM: Final = f"""
 UPDATE queues_probe p SET last_at = jobs_clock(),
@@ -74,7 +80,7 @@ FROM queues_jobtype c WHERE c.name = p.type AND p.type = ANY(ARRAY(
     AND NOT EXISTS (SELECT FROM queues_proberun r WHERE r.type = d.type AND r.outcome = 'running')
     AND NOT {_OLD_WORKERS}
   ORDER BY d.next_at LIMIT %(limit)s FOR UPDATE OF d SKIP LOCKED))
-RETURNING p.type, c.enabled, c.paused
+RETURNING p.type, {_SKIPS}
 """  # noqa: S608 (constants)
 
 _BEGIN: Final = """
@@ -97,14 +103,13 @@ ORDER BY settled_at DESC LIMIT %(limit)s
 """
 
 # Of late evidence the first that confirms.
-_JOBS: Final = """
+_JOBS: Final = f"""
 SELECT j.id, j.state, coalesce(j.reason, '') AS reason, j.begun, j.ready_at, j.settled_at, jobs_now() AS now,
   left(j.failures -> -1 ->> 'error_class', 120) AS error_class, left(j.failures -> -1 ->> 'message', 300) AS message,
-  coalesce(c.paused, false) AS paused,
-  (SELECT min((e ->> 'at')::timestamptz) FROM jsonb_array_elements(j.late_evidence) AS e
+  {_HELD} AS held, (SELECT min((e ->> 'at')::timestamptz) FROM jsonb_array_elements(j.late_evidence) AS e
     WHERE e ->> 'outcome' = 'confirmed') AS late_at
 FROM queues_job j LEFT JOIN queues_jobtype c ON c.name = j.type WHERE j.id = ANY(%(ids)s::uuid[])
-"""
+"""  # noqa: S608 (constants)
 
 # A run that is begun locks these first as well, so neither waits for the other with something in hand.
 _LOCK: Final = "SELECT type FROM queues_probe WHERE type = ANY(%(types)s::text[]) ORDER BY type FOR UPDATE"
@@ -155,7 +160,7 @@ class _Open:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What a run wants to know of its job. `late_at`: when a proof came after its end."""
+    """What a run wants to know of its job. `held`: paused or deferred. `late_at`: when a proof came after its end."""
 
     id: UUID
     state: str
@@ -166,7 +171,7 @@ class _Job:
     now: dt.datetime
     error_class: str | None
     message: str | None
-    paused: bool
+    held: str
     late_at: dt.datetime | None
 
 
@@ -205,8 +210,8 @@ def begin_due(*, limit: int = BEGIN_MOST) -> int:
     """Claim due types and accept the job of each, in one transaction; returns how many types were due."""
     with transaction.atomic():
         due = _rows(_CLAIM, {"limit": limit})
-        for name, enabled, paused in due:
-            _begin(name, skip="" if enabled and not paused else PAUSED if enabled else DISABLED)
+        for name, skip in due:
+            _begin(name, skip=skip)
         if due:
             lifecycle.touch_board()
     return len(due)
@@ -275,8 +280,8 @@ def judge(run: _Open, job: _Job | None) -> End | None:
     ended = job.settled_at is not None
     if not ended and job.now < job.ready_at + dt.timedelta(seconds=run.window_seconds):
         return None
-    if job.paused and not job.begun:
-        return End(id=run.id, outcome=_Outcome.SKIPPED, reason=PAUSED)
+    if job.held and not job.begun:
+        return End(id=run.id, outcome=_Outcome.SKIPPED, reason=job.held)
     return End(
         id=run.id, outcome=_Outcome.FAILED, reason=job.reason if ended else LATE, detail=_plain(_story(run, job))
     )
@@ -321,9 +326,8 @@ def run_now(
         _rows(_KEEP, {})
         if not _rows(_LOCK, {"types": [name]}):
             raise NotProbed(f"The contract of {name} asks for no probes: probe_every_seconds is 0.")
-        enabled, paused = JobType.objects.values_list("enabled", "paused").get(name=name)
-        if paused or not enabled:
-            raise NotProbed(f"{name} is {'paused' if enabled else 'disabled'}: a probe would not run.")
+        if skips := _rows(_SKIPS_OF, {"type": name})[0][0]:
+            raise NotProbed(f"{name} is {skips}: a probe would not run.")
         if _rows(f"SELECT {_OLD_WORKERS}", {})[0][0]:  # noqa: S608 (constants)
             raise NotProbed("A worker of the release before is still there; it does not know probes.")
         known = _sent_before(name, actor=actor, after=after)
@@ -379,7 +383,7 @@ def _jobs(runs: Sequence[_Open]) -> dict[UUID | None, _Job]:
     if not ids:
         return {}
     names = (
-        "id", "state", "reason", "begun", "ready_at", "settled_at", "now", "error_class", "message", "paused",
+        "id", "state", "reason", "begun", "ready_at", "settled_at", "now", "error_class", "message", "held",
         "late_at",
     )  # fmt: skip
     found = [_Job(**dict(zip(names, row, strict=True))) for row in _rows(_JOBS, {"ids": "{" + ",".join(ids) + "}"})]

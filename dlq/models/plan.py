@@ -32,7 +32,7 @@ class ReplayPlan(models.Model):
     # Why it is in this state, in words: who paused it and why, or what the stop rule saw.
     state_reason = models.CharField(max_length=1000, blank=True, default="")
     state_at = models.DateTimeField()
-    # Running, but not going on right now: live traffic of its tier waits, or the type is paused. Empty: it goes on.
+    # Running, but not going on right now: live work waits, or the type is paused or deferred. Empty: it goes on.
     held = models.CharField(max_length=300, blank=True, default="")
     # As asked: {"type", "tier", "reason", "fingerprint", "group", "state", "since", "until"} or {"ids": n}.
     selection = models.JSONField()

@@ -191,14 +191,14 @@ def _fails_already(plan: ReplayPlan) -> str:
 
 
 def _held(plan: ReplayPlan) -> str:
-    """Return why the plan waits: a type of it is paused or held, or live work of its queues is not taken in time."""
+    """Return why the plan waits: for a type that is paused, deferred or held, or for live work that is not taken."""
     if plan.action != _Action.REPLAY or plan.dry_run:
         return ""
     current = contracts.all_current()
     left = [current[name] for name in _types_left(plan) if name in current]
-    paused = sorted(one.name for one in left if one.paused)
-    if paused:
-        return f"{paused[0]} is paused"[:300]
+    waiting = min((one for one in left if one.on_hold), key=lambda one: one.name, default=None)
+    if waiting is not None:
+        return f"{waiting.name} is {'paused' if waiting.paused else 'deferred'}"[:300]
     # One that is half open needs jobs that try it, and these may be the only ones.
     opened = sorted(one.dependency for one in left if one.breaker == "open")
     if opened:

@@ -53,7 +53,7 @@ def _behind(queues: Collection[str], *, slower_than: int) -> str:
     live = {
         name: one.tier
         for name, one in contracts.all_current().items()
-        if one.queue in queues and one.enabled and not one.paused
+        if one.queue in queues and one.enabled and not one.on_hold
     }
     if not live:
         return ""

@@ -1,4 +1,4 @@
-"""API keys in the Django admin: they are made here, shown once, renamed and revoked, never deleted.
+"""API keys in the Django admin: they are made here, shown once, renamed, paced and revoked, never deleted.
 
 Not here: how keys are checked (`jobsboard.api.keys`).
 """
@@ -37,10 +37,27 @@ def may_words(key: ApiKey) -> str:
     deeds = f"{', '.join(most)}, and {last}" if most else last
     types = "every job type" if "*" in key.type_patterns else f"job types named {' or '.join(key.type_patterns)}"
     end = f"until {key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else "until it is revoked"
-    return f"Whoever has this key may {deeds}, for {types}, {end}."
+    rate = keys.rate_of(key) if "jobs:write" in key.scopes else None
+    pace = f" It may send {keys.rate_words(rate)}." if rate else ""
+    return f"Whoever has this key may {deeds}, for {types}, {end}.{pace}"
 
 
-class NewKeyForm(forms.ModelForm):  # type: ignore[type-arg]
+class _RateForm(forms.ModelForm):  # type: ignore[type-arg]
+    """The rate of a key, new or not."""
+
+    def clean_rate_burst(self) -> int:
+        """Take an empty field for 0."""
+        return self.cleaned_data["rate_burst"] or 0
+
+    def clean(self) -> dict[str, Any]:
+        """Refuse a rate that makes no sense."""
+        found = self.cleaned_data
+        for name, mistake in keys.rate_mistakes(found.get("rate_per_second"), found.get("rate_burst") or 0):
+            self.add_error(name, mistake)
+        return found
+
+
+class NewKeyForm(_RateForm):
     """What a new key may do."""
 
     scopes = forms.MultipleChoiceField(choices=_SCOPE_CHOICES, widget=forms.CheckboxSelectMultiple)
@@ -50,7 +67,7 @@ class NewKeyForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = ApiKey
-        fields = ("label", "scopes", "type_patterns", "expires_at")
+        fields = ("label", "scopes", "type_patterns", "rate_per_second", "rate_burst", "expires_at")
 
     def clean_type_patterns(self) -> list[str]:
         """Split the names and refuse what could never match."""
@@ -62,21 +79,27 @@ class NewKeyForm(forms.ModelForm):  # type: ignore[type-arg]
         return patterns
 
 
-class KeyForm(forms.ModelForm):  # type: ignore[type-arg]
-    """What can still be changed: the label, and revocation, which is final."""
+class KeyForm(_RateForm):
+    """What can still be changed: the label, the rate, and revocation, which is final."""
 
     revoke = forms.BooleanField(required=False, help_text="Ends the key within five seconds. This cannot be undone.")
 
     class Meta:
         model = ApiKey
-        fields = ("label",)
+        fields = ("label", "rate_per_second", "rate_burst")
+
+
+def _rate(key: ApiKey) -> dict[str, Any]:
+    return {"rate_per_second": key.rate_per_second, "rate_burst": key.rate_burst}
 
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """The page of keys, for admins only."""
 
-    list_display = ("label", "public_part", "scopes", "type_patterns", "last_used_at", "expires_at", "revoked_at")
+    list_display = (
+        "label", "public_part", "scopes", "type_patterns", "rate", "last_used_at", "expires_at", "revoked_at",
+    )  # fmt: skip
     search_fields = ("label", "prefix")
     actions = None
 
@@ -84,6 +107,11 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def public_part(self, key: ApiKey) -> str:
         """Return what may be shown of a key."""
         return f"jb_live_{key.prefix}_…"
+
+    @admin.display(description="Rate")
+    def rate(self, key: ApiKey) -> str:
+        """Return how many jobs a key may send."""
+        return keys.rate_words(keys.rate_of(key))
 
     def get_form(self, request: HttpRequest, obj: ApiKey | None = None, change: bool = False, **kwargs: Any) -> Any:
         """Return one of two forms: a key's rights are fixed once it is out."""
@@ -93,7 +121,7 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Return the fields of either form."""
         if obj is None:
             return NewKeyForm.Meta.fields
-        return ("label", "revoke", *self.get_readonly_fields(request, obj))
+        return (*KeyForm.Meta.fields, "revoke", *self.get_readonly_fields(request, obj))
 
     def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
         """Return what is shown beside the form."""
@@ -127,19 +155,26 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             scopes=form.cleaned_data["scopes"],
             type_patterns=form.cleaned_data["type_patterns"],
             created_by=request.user.get_username(),
+            rate_per_second=obj.rate_per_second,
+            rate_burst=obj.rate_burst,
         )
         ApiKey.objects.filter(pk=made.pk).update(expires_at=obj.expires_at)
         obj.pk, obj.prefix, obj.digest = made.pk, made.prefix, made.digest
         obj._state.adding = False
         request.issued_key = text  # type: ignore[attr-defined]
-        after = {"label": obj.label, "scopes": made.scopes, "types": made.type_patterns}
+        after = {"label": obj.label, "scopes": made.scopes, "types": made.type_patterns, **_rate(made)}
         self._audit(request, "api_key.created", obj, after=after)
 
     def _change(self, request: HttpRequest, obj: ApiKey, *, revoke: bool) -> None:
-        before = ApiKey.objects.values_list("label", flat=True).get(pk=obj.pk)
-        if before != obj.label:
-            ApiKey.objects.filter(pk=obj.pk).update(label=obj.label)
-            self._audit(request, "api_key.renamed", obj, before={"label": before}, after={"label": obj.label})
+        row = ApiKey.objects.filter(pk=obj.pk)
+        before = row.select_for_update().get()
+        if before.label != obj.label:
+            row.update(label=obj.label)
+            self._audit(request, "api_key.renamed", obj, before={"label": before.label}, after={"label": obj.label})
+        if _rate(before) != _rate(obj):
+            row.update(**_rate(obj))
+            keys.forget_cached()
+            self._audit(request, "api_key.rate_changed", obj, before=_rate(before), after=_rate(obj))
         if revoke and ApiKey.objects.filter(pk=obj.pk, revoked_at=None).update(revoked_at=Now()):
             keys.forget_cached()
             self._audit(request, "api_key.revoked", obj)
@@ -175,7 +210,7 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return can(request.user, "manage_keys")
 
     def has_change_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
-        """Only admins rename and revoke keys."""
+        """Only admins rename, pace and revoke keys."""
         return can(request.user, "manage_keys")
 
     def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:

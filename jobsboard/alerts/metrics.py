@@ -85,8 +85,8 @@ def _late_ratio(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
     for tier, name in _pairs(rule, seen):
         total = seen.flow(rule.over_seconds).total(tier=tier, name=name)
         known = seen.waiting.get((tier, name))
-        # What somebody paused waits because of that, and the promise tells of it.
-        of_type = known.overdue if known and not seen.board.types[name].paused else 0
+        # What somebody paused, or what is deferred, waits because of that, and the promise tells of it.
+        of_type = known.overdue if known and not seen.board.types[name].on_hold else 0
         settled += total.settled
         late += total.late + total.expired
         overdue += of_type
@@ -129,7 +129,7 @@ def _oldest_open(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
     """The age of the oldest open job of the type that is worst off, as a multiple of its window."""
     worst = None
     for (tier, name), since in seen.oldest.items():
-        if name not in seen.board.types or seen.board.types[name].paused or not covers(rule, tier, name):
+        if name not in seen.board.types or seen.board.types[name].on_hold or not covers(rule, tier, name):
             continue
         age = (seen.at - since).total_seconds()
         found = (age / seen.board.types[name].window_seconds, age, name)
@@ -175,7 +175,7 @@ def _not_consuming(rule: AlertRule, seen: Seen) -> Sequence[Reading]:
         due = [
             waiting.due_since
             for name in names
-            if not seen.board.types[name].paused
+            if not seen.board.types[name].on_hold
             and (waiting := seen.waiting.get((tier, name)))
             and waiting.due_since is not None
         ]

@@ -32,9 +32,9 @@ class Cause(BaseModel):
     """One possible cause, with what the verdict rests on."""
 
     code: Literal[
-        "paused", "breaker", "disabled", "no_worker", "scheduler_down", "broker_unreachable", "provider_failing",
-        "runs_lost", "backlog", "slow_runs", "retrying", "awaiting_confirmation", "scheduled", "contract_changed",
-        "running", "concurrency", "rate", "group_concurrency", "group_rate", "order",
+        "paused", "deferred", "breaker", "disabled", "no_worker", "scheduler_down", "broker_unreachable",
+        "provider_failing", "runs_lost", "backlog", "slow_runs", "retrying", "awaiting_confirmation", "scheduled",
+        "contract_changed", "running", "concurrency", "rate", "group_concurrency", "group_rate", "order",
     ]  # fmt: skip
     verdict: Literal["cause", "unknown", "not_a_cause"]
     sentence: str

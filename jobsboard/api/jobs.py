@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Router
 
 from dlq.replaying import Who
-from jobsboard.api import envelope, job_json, listing, problems, repair_schemas, schemas, times, verdicts
+from jobsboard.api import envelope, job_json, listing, problems, rate, repair_schemas, schemas, times, verdicts
 from jobsboard.api.access import key_of
 from jobsboard.api.database import bounded
 from jobsboard.api.keys import Key
@@ -42,12 +42,14 @@ _KEY_TEXT: Final = {"type": "string", "pattern": schemas.KEY}
     response={201: schemas.Job, 200: schemas.Job, **schemas.ERRORS},
     operation_id="createJob",
     openapi_extra=schemas.body(schemas.OneJob)
-    | schemas.header("Idempotency-Key", {**_KEY_TEXT, "description": "The dedupe key, instead of in the body."}),
+    | schemas.header("Idempotency-Key", {**_KEY_TEXT, "description": "The dedupe key, instead of in the body."})
+    | rate.ANSWER,
 )
 def create_job(request: HttpRequest) -> HttpResponse:
     """Accept a job durably. 201 is a new job; 200 the one that holds the key, with what has become of it."""
     key = key_of(request, scope="jobs:write")
     one = envelope.read(envelope.read_body(request, limit=envelope.ONE_MAX), envelope.OneJob)
+    rate.spend(key, jobs=1)
     item = _item(one, header=request.headers.get("Idempotency-Key"))
     _check_type(item.type, key=key)
     with bounded():
@@ -63,7 +65,7 @@ def create_job(request: HttpRequest) -> HttpResponse:
     "/jobs/batch",
     response={200: schemas.BatchResults, **schemas.ERRORS},
     operation_id="createJobs",
-    openapi_extra=schemas.body(schemas.Batch),
+    openapi_extra=schemas.body(schemas.Batch) | rate.ANSWER,
 )
 def create_jobs(request: HttpRequest) -> HttpResponse:
     """Accept up to 1000 jobs; each has its own status, in request order. One bad item spoils no other."""
@@ -73,6 +75,7 @@ def create_jobs(request: HttpRequest) -> HttpResponse:
     batch = envelope.read(envelope.read_body(request, limit=envelope.BATCH_MAX), envelope.Batch)
     if not 1 <= len(batch.jobs) <= BATCH_ITEMS:
         raise Problem("invalid_request", f"A batch has 1 to {BATCH_ITEMS} jobs.", pointer="/jobs")
+    rate.spend(key, jobs=len(batch.jobs))
     prepared = [_prepare(bytes(raw), key=key) for raw in batch.jobs]
     items = [item for item in prepared if isinstance(item, Item)]
     with bounded():

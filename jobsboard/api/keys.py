@@ -6,6 +6,7 @@ Not here: the gate that every API route passes (`jobsboard.api.access`), the adm
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 import string
@@ -13,7 +14,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
@@ -23,7 +24,7 @@ from typing import Final
 from django.db.models import BooleanField, Case, Q, Value, When
 from django.db.models.functions import Now
 
-from jobsboard.models import SCOPES, ApiKey
+from jobsboard.models import RATE_MAX, RATE_MIN, SCOPES, ApiKey
 
 CACHE_SECONDS: Final = 4.0
 """A revoked key is refused after at most this long (S-14 asks for five seconds)."""
@@ -39,6 +40,15 @@ _NO_DIGEST: Final = "0" * 64
 
 
 @dataclass(frozen=True)
+class Rate:
+    """How many jobs the key of this row may send: a second, and at once."""
+
+    key_id: int
+    per_second: float
+    burst: int
+
+
+@dataclass(frozen=True)
 class Key:
     """Who a request speaks for and what it may do."""
 
@@ -46,6 +56,8 @@ class Key:
     label: str
     scopes: frozenset[str]
     type_patterns: tuple[str, ...]
+    rate: Rate | None = None
+    """None: no limit."""
 
     @property
     def actor(self) -> str:
@@ -116,12 +128,16 @@ def issue_key(
     scopes: Sequence[str],
     type_patterns: Sequence[str] = ("*",),
     created_by: str = "",
+    rate_per_second: float | None = None,
+    rate_burst: int = 0,
 ) -> tuple[ApiKey, str]:
     """Create a key; the text is returned this once and stored nowhere.
 
     Raises: ValueError with what is wrong with the arguments.
     """
     check_rights(scopes=scopes, type_patterns=type_patterns)
+    for _, mistake in rate_mistakes(rate_per_second, rate_burst):
+        raise ValueError(mistake)
     prefix = "".join(secrets.choice(_ALPHABET) for _ in range(8))
     text = f"jb_live_{prefix}_{secrets.token_urlsafe(32)}"
     text = f"{text}_{_checksum(text)}"
@@ -132,6 +148,8 @@ def issue_key(
         scopes=sorted(set(scopes)),
         type_patterns=list(dict.fromkeys(type_patterns)),
         created_by=created_by,
+        rate_per_second=rate_per_second,
+        rate_burst=rate_burst,
     )
     return row, text
 
@@ -143,6 +161,32 @@ def check_rights(*, scopes: Sequence[str], type_patterns: Sequence[str]) -> None
         raise ValueError(f"Scopes are one or more of {', '.join(SCOPES)}.")
     if not type_patterns or not all(_PATTERN.fullmatch(pattern) for pattern in type_patterns):
         raise ValueError("Type patterns are names of job types, with * and ? as wildcards.")
+
+
+def rate_mistakes(per_second: float | None, burst: int) -> Iterator[tuple[str, str]]:
+    """Say what is wrong with a rate. Shape: (field, words)."""
+    if per_second and not RATE_MIN <= per_second <= RATE_MAX:
+        yield "rate_per_second", f"A rate is from {RATE_MIN} to {RATE_MAX:,} jobs a second; empty or 0: no limit."
+    if not 0 <= burst <= RATE_MAX:
+        yield "rate_burst", f"A burst is from 0 to {RATE_MAX:,} jobs."
+    if burst and not per_second:
+        yield "rate_burst", "A burst needs a rate."
+
+
+def rate_of(row: ApiKey) -> Rate | None:
+    """Return how many jobs a key may send; None: no limit."""
+    if not row.rate_per_second:
+        return None
+    burst = max(1, row.rate_burst or math.ceil(row.rate_per_second))
+    return Rate(key_id=row.pk, per_second=row.rate_per_second, burst=burst)
+
+
+def rate_words(rate: Rate | None) -> str:
+    """Say how many jobs a key may send."""
+    if rate is None:
+        return "no limit"
+    per_second = f"{rate.per_second:,.3f}".rstrip("0").rstrip(".")
+    return f"{per_second} jobs a second, {rate.burst:,} at once"
 
 
 def authenticate(header: str | None) -> Key | None:
@@ -174,6 +218,7 @@ def _read(prefix: str) -> _Cached:
         label=row.label,
         scopes=frozenset(row.scopes),
         type_patterns=tuple(row.type_patterns),
+        rate=rate_of(row),
     )
     return _Cached(key=key if row.alive else None, digest=row.digest, read_at=read_at)
 

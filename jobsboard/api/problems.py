@@ -48,6 +48,7 @@ _STATUS: Final[dict[str, int]] = {
     "not_possible": 409,
     "payload_too_large": 413,
     "overloaded": 429,
+    "rate_limited": 429,
 }
 """Status by code; every other code that an input can cause is 422."""
 
@@ -72,6 +73,7 @@ _TITLES: Final[dict[str, str]] = {
     "dedupe_key_invalid": "The dedupe key is not usable",
     "payload_too_large": "Too large",
     "overloaded": "Too much work is waiting",
+    "rate_limited": "The key is over its rate",
     "unavailable": "The database does not answer now",
     "internal_error": "An error on our side",
 }

@@ -258,6 +258,7 @@ class JobType(BaseModel):
     target_ratio_in_effect: float
     enabled: bool
     paused: bool
+    deferred: bool
     target_secret_set: bool
     callback_secret_set: bool
     breaker: Literal["closed", "half_open", "open"] | None = Field(

@@ -5,6 +5,7 @@ Not here: who may pass (`jobsboard.api.access`, called by the middleware before 
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
@@ -52,8 +53,19 @@ class ApiKeyBearer(HttpBearer):
 class Api(NinjaAPI):
     """ninja's, whose document says that errors are problem documents; it knows one media type for all answers."""
 
+    _making = threading.Lock()
+    _made: OpenAPISchema | None = None
+
     def get_openapi_schema(self, **options: Any) -> OpenAPISchema:
-        """Return the OpenAPI document."""
+        """Return the OpenAPI document; as the site asks for it, it is made once: that takes most of a second."""
+        if set(options) - {"path_params"} or options.get("path_params"):
+            return self._document(**options)
+        with self._making:
+            if self._made is None:
+                self._made = self._document()
+        return self._made
+
+    def _document(self, **options: Any) -> OpenAPISchema:
         schema = super().get_openapi_schema(**options)
         for operations in schema["paths"].values():
             for operation in operations.values():

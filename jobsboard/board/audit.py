@@ -19,7 +19,8 @@ from queues.outcomes import LOOK_AT_MOST
 PAGE: Final = 50
 _OBJECTS: Final = {"job": "jobs", "job_type": "job types", "tier": "tiers", "user": "users", "api_key": "API keys",
                    "annotation": "annotations", "alert": "alerts", "alert_rule": "alert rules",
-                   "webhook": "endpoints", "replay_plan": "replay plans", "failure_group": "failures"}  # fmt: skip
+                   "webhook": "endpoints", "replay_plan": "replay plans", "failure_group": "failures",
+                   "dependency": "dependencies", "schedule": "schedules"}  # fmt: skip
 _SOURCES: Final = {"ui": "board", "admin": "admin", "api": "API", "command": "command"}
 
 

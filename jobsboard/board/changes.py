@@ -41,12 +41,20 @@ WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "contract.deleted": ("trash", "deleted"),
     "contract.paused": ("pause", "paused"),
     "contract.resumed": ("play", "resumed"),
+    "contract.deferred": ("clock", "deferred"),
+    "contract.undeferred": ("play", "no longer defers"),
     "contract.enabled": ("play", "enabled"),
     "contract.disabled": ("cancelled", "disabled"),
     "tier.changed": ("types", "changed"),
     "breaker.forced_open": ("breaker", "opened breaker"),
     "breaker.forced_closed": ("plug", "closed breaker"),
     "breaker.let_go": ("play", "let go of breaker"),
+    "schedule.created": ("clock", "created"),
+    "schedule.changed": ("clock", "changed"),
+    "schedule.deleted": ("trash", "deleted"),
+    "schedule.paused": ("pause", "paused"),
+    "schedule.resumed": ("play", "resumed"),
+    "schedule.run": ("play", "ran"),
     "dependency.created": ("plug", "created"),
     "dependency.changed": ("plug", "changed"),
     "dependency.deleted": ("trash", "deleted"),
@@ -79,7 +87,9 @@ NEWEST: Final = 300
 _SHOWN: Final = 7
 _TOLD: Final = (
     "job.", "dead_letter.", "replay_plan.", "contract.", "tier.", "job_type.", "breaker.", "dependency.",
+    "schedule.",
 )  # fmt: skip
+_TOGETHER: Final = frozenset({"contract.deferred", "contract.undeferred"})
 _BECAME: Final = {"open": "opened", "closed": "closed", "half_open": "tries again"}
 
 
@@ -139,6 +149,11 @@ def url_of_dependency(name: str) -> str:
     return f"/dependencies/#dependency-{name}"
 
 
+def url_of_schedule(name: str) -> str:
+    """Return where a schedule is shown."""
+    return f"/schedules/#schedule-{name}"
+
+
 def _annotations(happened: Happened) -> list[Change]:
     lines = [
         Change(
@@ -174,7 +189,9 @@ def _acts(entries: Iterable[AuditEntry], *, since: datetime) -> list[Change]:
             break
         if not entry.action.startswith(_TOLD):
             continue
-        if groups and _kind(groups[-1][0]) == _kind(entry) and entry.object_type == "job":
+        # The scheduler defers many job types at once, and takes them back at once.
+        many = entry.object_type == "job" or entry.action in _TOGETHER
+        if groups and _kind(groups[-1][0]) == _kind(entry) and many:
             groups[-1].append(entry)
         elif len(groups) < _SHOWN:
             groups.append([entry])
@@ -190,7 +207,8 @@ def _kind(entry: AuditEntry) -> tuple[str, str]:
 def _change(group: list[AuditEntry]) -> Change:
     entry = group[0]
     icon, verb = WORDS.get(entry.action, ("info", entry.action))
-    what = f"{len(group)} jobs" if len(group) > 1 else _object(entry)
+    things = "jobs" if entry.object_type == "job" else "job types"
+    what = f"{len(group)} {things}" if len(group) > 1 else _object(entry)
     return Change(
         at=entry.at,
         icon=icon,
@@ -232,6 +250,8 @@ def url_of(entry: AuditEntry) -> str:
         return f"/alerts/#rule-{entry.object_id}"
     if entry.object_type == "dependency":
         return url_of_dependency(entry.object_id)
+    if entry.object_type == "schedule":
+        return url_of_schedule(entry.object_id)
     if entry.object_type == "webhook":
         return f"/webhooks/#endpoint-{entry.object_id}"
     of = {"job_type": "types", "alert": "alerts", "replay_plan": "replays", "failure_group": "dlq/groups"}.get(

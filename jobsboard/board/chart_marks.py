@@ -32,6 +32,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "version": Kind("C", "contract"),
     "paused": Kind("P", "paused"),
     "resumed": Kind("R", "resumed"),
+    "deferred": Kind("F", "deferred"),
+    "undeferred": Kind("U", "no longer deferred"),
     "disabled": Kind("X", "disabled"),
     "enabled": Kind("E", "enabled"),
 }

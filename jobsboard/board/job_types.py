@@ -33,7 +33,7 @@ VERSIONS: Final = 10
 OLDEST: Final = 6
 _SHOW: Final = {
     "late": "outside promise", "overdue": "oldest open past its window", "dead": "with dead letters",
-    "held": "behind a breaker",
+    "held": "behind a breaker", "deferred": "deferred",
 }  # fmt: skip
 
 
@@ -77,6 +77,7 @@ def job_types(request: HttpRequest) -> HttpResponse:
         and (show != "overdue" or line.overdue)
         and (show != "dead" or line.dead)
         and (show != "held" or line.breaker != "closed")
+        and (show != "deferred" or line.deferred)
     ]
     late = [line for line in lines if line.breach]
     context = {
@@ -233,7 +234,7 @@ def _held_words(row: JobType) -> list[str]:
             reason, by, until = (getattr(row, column) for column in hold.columns[1:])
             words = hold.prefix.capitalize() + (f" by {by}" if by else "")
             words += f" until {until:%Y-%m-%d %H:%M} UTC" if until else ""
-            effect = "nothing is started" if hold.switch == "paused" else "new jobs are refused"
+            effect = "new jobs are refused" if hold.switch == "enabled" else "nothing is started"
             found.append(f"{words}, {effect}" + (f": {reason}" if reason else ""))
     return found
 

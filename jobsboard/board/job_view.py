@@ -163,6 +163,8 @@ def headline(job: Job) -> str:
     error = str(last.get("message") or last.get("error_class") or "")[:140].split("\n")[0]
     if job.state == JobState.DEAD:
         return f"{job.type} died: {error or (job.reason or '').replace('_', ' ')}"
+    if job.state == JobState.CANCELLED and job.reason == Reason.SUPERSEDED:
+        return f"{job.type} gave its place to a newer job"
     return {
         JobState.ACCEPTED: f"{job.type} waits to be started",
         JobState.PROCESSING: f"{job.type} is running",

@@ -22,7 +22,7 @@ CONTACTS_MAX: Final = 10_000
 CATEGORIES: Final = 5
 OTHER: Final = "other"
 _SWITCHES: Final[Mapping[str, str]] = {
-    f"contract.{verb}": verb for verb in ("paused", "resumed", "disabled", "enabled")
+    f"contract.{verb}": verb for verb in ("paused", "resumed", "deferred", "undeferred", "disabled", "enabled")
 }
 
 # Indexes annotation_by_kind or annotation_by_type, then audit_by_object: a type's contract changes, not its jobs'.

@@ -8,14 +8,14 @@ from typing import Any, Final
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
-from jobsboard.board import charts, dependencies, marks, replays, shell, signals, summary, verdict
+from jobsboard.board import charts, dependencies, marks, replays, schedules, shell, signals, summary, verdict
 from jobsboard.board.changes import entries_of, recent
 from jobsboard.board.params import Params, chosen_range
 from jobsboard.board.refresh import answer, live
 from jobsboard.demo.panel import panel
 from jobsboard.roles import require
 from queues import broker, outcomes
-from queues.outcomes import Board, Processes
+from queues.outcomes import Board, Processes, pools
 from queues.outcomes.breakers import newest_flips
 from queues.states import WAITING
 
@@ -55,6 +55,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     found = [
         *signals.concerns(signals.of(request)),
         *replays.concerns(request),
+        *schedules.concerns(request),
         *verdict.concerns(
             types,
             tiers,
@@ -64,6 +65,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             now=board.now,
             probes=outcomes.probes() if board.probes_failing else (),
             breakers=dependencies.concerns(held),
+            deferred=[known for known in board.types.values() if known.deferred],
         ),  # fmt: skip
     ]
     context = {
@@ -125,17 +127,12 @@ def _reasons(numbers: summary.Numbers) -> list[dict[str, Any]]:
 
 def _pools(board: Board, processes: Processes) -> list[PoolLine]:
     """List every queue that a type or a worker names; each tier at least."""
-    queues = {f"tier{n}": n for n in board.tiers}
-    queues |= {f"tier{t.tier}.{t.pool}": t.tier for t in board.types.values() if t.pool}
-    queues |= {name: int(name[4]) for name in processes.pools if name[4:5] in {"1", "2", "3"}}
+    queues = pools.queue_names(board, consumed=processes.pools)
     waiting = dict.fromkeys(queues, 0)
     for (tier, name), found in board.counts.items():
-        known = board.types.get(name)
-        queue = f"tier{tier}.{known.pool}" if known and known.pool else f"tier{tier}"
-        if queue in waiting:
-            waiting[queue] += sum(found.get(state, 0) for state in WAITING)
+        waiting[pools.queue_of(board, tier=tier, name=name)] += sum(found.get(state, 0) for state in WAITING)
     lines = []
-    for queue, tier in sorted(queues.items()):
+    for queue, tier in queues.items():
         pool = processes.pools.get(queue)
         busy, slots = (pool.busy, pool.slots) if pool else (0, 0)
         lines.append(PoolLine(queue=queue, tier=tier, slots=slots, busy=busy, waiting=waiting[queue]))

@@ -1,4 +1,4 @@
-"""Pausing and resuming a job type, with a reason and an optional end.
+"""Pausing and resuming a job type, deferring and undeferring it, with a reason and an optional end.
 
 What is done is done by queues.contract_switches, the audit entry inside. Disabling is the contract's own (the admin).
 """
@@ -16,7 +16,8 @@ from jobsboard.board.asking import Asked, Deed, Refused, ask, note, until
 from jobsboard.board.job_types import type_page
 from jobsboard.roles import require
 from queues import contract_switches
-from queues.contract_switches import SwitchRefused
+from queues.contract_switches import NOT_DEFERRABLE, SwitchRefused
+from queues.deferral import LEFT_ALONE_SECONDS
 from queues.models import JobType
 
 _TURNS: Final = {
@@ -29,16 +30,35 @@ _TURNS: Final = {
         verb="resume", title="Resume {type}?", lead="Waiting jobs are started again, at the pace of its workers.",
         ok="Resume", keep="Keep it paused", icon="play", why="must",
     ),
+    "defer": Deed(
+        verb="defer", title="Defer {type}?",
+        lead="It gives way to what is more urgent: jobs are still accepted, none is started. What runs now goes on,"
+        " and so does the clock of the promise.",
+        ok="Defer", keep="Let it run", icon="clock", why="must",
+    ),
+    "undefer": Deed(
+        verb="undefer", title="Stop deferring {type}?",
+        lead="Waiting jobs are started again, at the pace of its workers. The scheduler leaves it alone for"
+        f" {LEFT_ALONE_SECONDS // 60} minutes.",
+        ok="Stop deferring", keep="Keep it deferred", icon="play", why="must",
+    ),
 }  # fmt: skip
-_DONE: Final = {"pause": "Paused.", "resume": "Resumed."}
+_DONE: Final = {
+    "pause": "Paused.", "resume": "Resumed.", "defer": "Deferred.", "undefer": "No longer deferred.",
+}  # fmt: skip
+_PAUSED: Final = {"pause": True, "resume": False}
+_DEFERRED: Final = {"defer": True, "undefer": False}
+_ENDS: Final = {"pause": "Then it resumes by itself", "defer": "Then it is no longer deferred"}
+"""What can have an end, and what happens then."""
 
 
 @require("act")
 @require_http_methods(["GET", "HEAD", "POST"])
 def turn(request: HttpRequest, name: str, verb: str) -> HttpResponse:
-    """Ask for a reason, then pause or resume one type. Done twice, it answers the same again."""
+    """Ask for a reason, then turn one switch of a type. Done twice, it answers the same again."""
     deed = _TURNS.get(verb)
-    if deed is None or not JobType.objects.filter(name=name).exists():
+    allowed = JobType.objects.filter(name=name).values_list("deferrable", flat=True).first()
+    if deed is None or allowed is None:
         raise Http404
     back = reverse("job-type", args=[name])
     asked = Asked(
@@ -48,8 +68,9 @@ def turn(request: HttpRequest, name: str, verb: str) -> HttpResponse:
         back=back,
         crumbs=[("Job types", reverse("job-types")), (name, back), (deed.ok, "")],
         draw=lambda seen, toast: type_page(seen, name, toast=toast),
-        extra={"until": request.POST.get("until", "")[:40], "then": "Then it resumes by itself"},
-        fields="board/_ask_pause.html" if verb == "pause" else "",
+        extra={"until": request.POST.get("until", "")[:40], "then": _ENDS.get(verb, "")},
+        fields="board/_ask_pause.html" if verb in _ENDS else "",
+        refusal=NOT_DEFERRABLE if verb == "defer" and not allowed else "",
     )
     return ask(request, asked, lambda: _turn(request, name, deed))
 
@@ -59,8 +80,9 @@ def _turn(request: HttpRequest, name: str, deed: Deed) -> str:
     try:
         contract_switches.set_switch(
             name,
-            paused=deed.verb == "pause",
-            until=until(request) if deed.verb == "pause" else None,
+            paused=_PAUSED.get(deed.verb),
+            deferred=_DEFERRED.get(deed.verb),
+            until=until(request) if deed.verb in _ENDS else None,
             actor=request.user.get_username(),
             reason=note(request, deed),
             source="ui",

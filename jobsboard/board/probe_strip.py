@@ -1,4 +1,4 @@
-"""Draws the last runs of a probe as a strip of ticks: pure functions, no Django.
+"""Draws the last runs of a probe, or ticks of a schedule, as a strip of ticks: pure functions, no Django.
 
 Each outcome has a height of its own beside its colour, and each tick its words and the way to its job. Ticks are not in
 the order of Tab: there may be hundreds on a page, and the jobs that matter are linked in words beside them.
@@ -13,12 +13,16 @@ from jobsboard.board.svg import Svg, el, text
 WIDTH: Final = 4
 HEIGHT: Final = 20
 _BAR: Final = 3
-# Class, and (y, height) of its bars: failed ones stand out, skipped ones are short, a running one is broken.
+# Class, and (y, height) of its bars: failed ones stand out, skipped ones are short, a running one is broken. Of what
+# became no job the middle is left out.
 _SHAPES: Final = {
     "passed": ("confirmed", ((5, 10),)),
     "failed": ("dead", ((0, 20),)),
     "skipped": ("cancelled", ((8, 4),)),
     "running": ("processing", ((3, 5), (12, 5))),
+    "gone": ("cancelled", ((5, 10),)),
+    "missed": ("retrying", ((0, 6), (14, 6))),
+    "refused": ("dead", ((0, 8), (12, 8))),
 }
 
 

@@ -37,6 +37,7 @@ _REASONS: Final[Mapping[str, str]] = {
     Reason.STALE: "not confirmed in time",
     Reason.UNCONFIRMED: "no proof came in time",
     probes.PAUSED: "the type is paused",
+    probes.DEFERRED: "the type is deferred",
     probes.DISABLED: "the type is disabled",
     probes.CANCELLED: "its job was cancelled",
     probes.MISSING: "its job is gone",

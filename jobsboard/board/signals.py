@@ -51,7 +51,8 @@ WITH fires AS MATERIALIZED (
 )
 SELECT c.firing, c.quiet, c.untold, e.known, e.enabled, e.failing, e.unwell,
   (SELECT count(*)::int FROM jobsboard_alert WHERE state = 'acknowledged'),
-  p.alive, p.stopped, f.title, f.quiet, f.forgotten, f.asked, f.reached, f.fresh
+  p.alive, p.stopped, (SELECT count(*)::int FROM queues_schedule WHERE refused > 0 AND NOT paused),
+  f.title, f.quiet, f.forgotten, f.asked, f.reached, f.fresh
 FROM counted AS c CROSS JOIN ends AS e CROSS JOIN plans AS p LEFT JOIN first AS f ON true
 """  # noqa: S608 - constants of this module
 _REACH_OF: Final = f"""
@@ -101,6 +102,7 @@ class Signals:
     `endpoints` are enabled and take alerts, of `endpoints_known`; `endpoints_failing`: the last try failed, or it was
     switched off because its receiver said that it is gone; `endpoints_unwell` counts dead man's switches as well.
     `title` and `reach` are of the alert that is worst. `plans`: replay plans that run or stopped by their rule.
+    `schedules_refused`: schedules whose last tick became no job since accepting it was refused; paused ones are none.
     """
 
     firing: int
@@ -115,6 +117,7 @@ class Signals:
     reach: Reach | None
     plans: int = 0
     plans_stopped: int = 0
+    schedules_refused: int = 0
 
 
 def of(request: HttpRequest) -> Signals:
@@ -131,11 +134,12 @@ def read() -> Signals:
     with connection.cursor() as cursor:
         cursor.execute(_SIGNALS, {"keep": KEEP.total_seconds()})
         row = cursor.fetchone()
-    firing, quiet, untold, known, enabled, failing, unwell, acknowledged, plans, stopped, title, *first = row
+    firing, quiet, untold, known, enabled, failing, unwell, acknowledged, plans, stopped, refused, title, *first = row
     return Signals(
         firing=firing, quiet=quiet, untold=untold, acknowledged=acknowledged, endpoints=enabled, endpoints_known=known,
         endpoints_failing=failing, endpoints_unwell=unwell, title=redact_text(title or ""),
         reach=_reach(*first) if firing else None, plans=plans, plans_stopped=stopped,
+        schedules_refused=refused,
     )  # fmt: skip
 
 

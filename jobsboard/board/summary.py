@@ -47,6 +47,7 @@ class TypeLine(Line):
     tier: int
     window_seconds: int
     paused: bool
+    deferred: bool
     enabled: bool
     mix: Sequence[tuple[str, int]]
     open: int
@@ -117,6 +118,7 @@ def _type_line(numbers: Numbers, name: str) -> TypeLine:
         target=known.target,
         window_seconds=known.window_seconds,
         paused=known.paused,
+        deferred=known.deferred,
         enabled=known.enabled,
         total=total,
         lag=numbers.times.of("lag", name=name),

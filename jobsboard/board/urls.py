@@ -21,10 +21,14 @@ from jobsboard.board.jobs import job, jobs, search
 from jobsboard.board.overview import overview
 from jobsboard.board.pausing import turn
 from jobsboard.board.probes import probes_view, send_probe
+from jobsboard.board.queue_acting import act_on_queue
+from jobsboard.board.queues import queues
 from jobsboard.board.replay_acting import act_on_plan
 from jobsboard.board.replay_one import replay
 from jobsboard.board.replays import replay_plan, replays
 from jobsboard.board.revealing import reveal
+from jobsboard.board.schedule_acting import act_on_schedule
+from jobsboard.board.schedules import schedules
 from jobsboard.board.twice import twice
 from jobsboard.board.webhook_acting import act_on_endpoint, resend
 from jobsboard.board.webhooks import webhooks
@@ -53,10 +57,14 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("replays/", replays, name="replays"),
     path("replays/<uuid:plan_id>/", replay_plan, name="replay-plan"),
     path("replays/<uuid:plan_id>/<slug:verb>/", act_on_plan, name="replay-plan-act"),
+    path("queues/", queues, name="queues"),
+    path("queues/<str:name>/<slug:verb>/", act_on_queue, name="queue-act"),
     path("dependencies/", dependencies, name="dependencies"),
     path("dependencies/<str:name>/<slug:verb>/", act_on_dependency, name="dependency-act"),
     path("probes/", probes_view, name="probes"),
     path("probes/<str:name>/send/", send_probe, name="probe-send"),
+    path("schedules/", schedules, name="schedules"),
+    path("schedules/<str:name>/<slug:verb>/", act_on_schedule, name="schedule-act"),
     path("alerts/", alerts, name="alerts"),
     path("alerts/rules/<int:rule_id>/<slug:verb>/", act_on_rule, name="alert-rule-act"),
     path("alerts/<int:alert_id>/", alert, name="alert"),

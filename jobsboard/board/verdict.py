@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from jobsboard.board.summary import TierLine, TypeLine
 from jobsboard.durations import duration
-from queues.outcomes import ProbeNow, Processes, Times
+from queues.outcomes import ProbeNow, Processes, Times, TypeNow
 from queues.redaction import redact_text
 
 ATTENTION_MAX: Final = 7
@@ -89,6 +89,7 @@ def concerns(
     now: datetime,
     probes: Sequence[ProbeNow] = (),
     breakers: Sequence[Concern] = (),
+    deferred: Sequence[TypeNow] = (),
 ) -> list[Concern]:
     """List what needs attention, worst first."""
     late = [line for line in types if line.breach]
@@ -100,12 +101,13 @@ def concerns(
         *(_dead(line, times) for line in sorted(types, key=lambda t: (t.tier, -t.dead)) if line.dead),
         *(_overdue(line) for line in types if _unexplained(line)),
         *(_paused(line) for line in types if line.paused and line.open),
+        *_deferred(deferred, types),
     ]
 
 
 def _unexplained(line: TypeLine) -> bool:
     """It has an old job, and nothing that is said anyway explains that."""
-    return line.overdue and not line.breach and not line.paused and line.breaker == "closed"
+    return line.overdue and not line.breach and not (line.paused or line.deferred) and line.breaker == "closed"
 
 
 def _machinery(tiers: Sequence[TierLine], processes: Processes, *, broker: bool, now: datetime) -> list[Concern]:
@@ -235,6 +237,30 @@ def _paused(line: TypeLine) -> Concern:
         url=f"/types/{line.name}/",
         action="Open",
     )
+
+
+def _deferred(deferred: Sequence[TypeNow], types: Sequence[TypeLine]) -> list[Concern]:
+    """Say once what was deferred for one reason, however many types that are."""
+    waiting = {line.name: line.open for line in types}
+    groups: dict[tuple[str, str], list[TypeNow]] = {}
+    for one in deferred:
+        groups.setdefault((one.deferred_by, one.deferred_reason), []).append(one)
+    found = []
+    for (by, reason), held in groups.items():
+        alone, since = len(held) == 1, [one.deferred_since for one in held if one.deferred_since is not None]
+        why = redact_text(reason).rstrip(".") or "Nobody said why"
+        n = sum(waiting.get(one.name, 0) for one in held)
+        found.append(
+            Concern(
+                css="retrying",
+                text=f"{held[0].name} is deferred" if alone else f"{len(held)} job types are deferred",
+                evidence=f"{why}{f' (by {by})' if by else ''}; {_jobs(n)} open, nothing of them is started",
+                since=min(since, default=None),
+                url=f"/types/{held[0].name}/" if alone else "/types/?show=deferred",
+                action="Open",
+            )
+        )
+    return found
 
 
 def _jobs(n: int) -> str:

@@ -54,6 +54,7 @@ _LABELS: Final[Mapping[str, str]] = {
     "job_type": "Open type",
     "contract": "Compare",
     "resume": "Resume",
+    "undefer": "Stop deferring",
     "overview": "See workers",
 }
 
@@ -159,7 +160,7 @@ def _card(title: str, why: Why, request: HttpRequest, *, intro: str, calm: bool 
 
 def _link(to: Next | None, request: HttpRequest) -> tuple[str, str]:
     """Return the address and the words of a next step; none for one that this person may not take."""
-    if to is None or (to.kind == "resume" and not can(request.user, "act")):
+    if to is None or (to.kind in ("resume", "undefer") and not can(request.user, "act")):
         return "", ""
     name = to.params.get("type", "")
     urls: dict[str, Any] = {
@@ -173,6 +174,7 @@ def _link(to: Next | None, request: HttpRequest) -> tuple[str, str]:
             f"{reverse('job-type', args=[name])}?{urlencode({'version': to.params['version']})}#versions"
         ),
         "resume": lambda: reverse("job-type-turn", args=[name, "resume"]),
+        "undefer": lambda: reverse("job-type-turn", args=[name, "undefer"]),
         "overview": lambda: reverse("overview"),
     }
     return urls[to.kind](), _LABELS[to.kind]

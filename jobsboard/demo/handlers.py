@@ -1,6 +1,8 @@
 """Handlers and checks of the demo. `crm.sync_contact` has none: its work goes to the CRM over HTTP."""
 
-from jobsboard.demo import journal, mail, partner, place, scoring
+import datetime as dt
+
+from jobsboard.demo import digest, journal, mail, partner, place, scoring
 from queues.handlers import AwaitingConfirmation, Confirmed, JobContext, Rejected, check, handler
 
 
@@ -60,3 +62,11 @@ def invoice_booked(job: JobContext) -> Confirmed | Rejected | None:
     if entry is None:
         return None
     return Rejected(entry.refused) if entry.refused else Confirmed(ref=entry.ref)
+
+
+@handler("reports.digest")
+def write_digest(job: JobContext) -> Confirmed:
+    """Write down what came in before a tick of a schedule."""
+    until = dt.datetime.fromisoformat(job.payload["until"])
+    ref = digest.write(key=job.idempotency_key, until=until, minutes=job.payload["minutes"], probe=job.probe)
+    return Confirmed(ref=ref)

@@ -86,6 +86,13 @@ def score_log() -> Path:
     return directory() / "scores.jsonl"
 
 
+def digests() -> Path:
+    """Return the directory of the digests that schedules asked for."""
+    path = directory() / "digests"
+    path.mkdir(exist_ok=True)
+    return path
+
+
 def pager_log() -> Path:
     """Return the pager's own log: each alert that reached it, and each message that it refused."""
     return directory() / "pager.jsonl"

@@ -22,7 +22,8 @@ WELCOME: Final = "onboarding.welcome_email"
 CRM: Final = "crm.sync_contact"
 SCORING: Final = "scoring.account"
 BILLING: Final = "billing.handoff"
-TYPES: Final = (WELCOME, CRM, SCORING, BILLING)
+DIGEST: Final = "reports.digest"
+TYPES: Final = (WELCOME, CRM, SCORING, BILLING, DIGEST)
 EXAMPLES: Final = 5
 _CUT_OFF: Final = frozenset({Reason.TIME_LIMIT, Reason.POISON, Reason.STALE})
 
@@ -148,6 +149,7 @@ def compare(before: World, seen: Sequence[Seen], after: World, *, kept: Collecti
         *_contacts(before, lineages[CRM], after, began),
         *_invoices(before, lineages[BILLING], after, began),
         *_scores(before, lineages[SCORING], after, began),
+        *_digests(before, lineages[DIGEST], after, began),
         _replayed(lineages, after, began),
         *_requests(before, {job.id for job in seen if not job.probe}),
         *probing,
@@ -286,8 +288,8 @@ def _contacts(before: World, lineages: Lineages, after: World, began: float) -> 
 def _unconfirmed(dead: Sequence[tuple[str, Lineage]], before: World) -> Row:
     taken = {line["key"] for line in before.crm if line["event"] == "delivered" and line["outcome"] == "confirmed"}
     wrong = [one.newest.id for key, one in dead if key in taken and not one.knows("confirmed")]
-    row = Row(what="contacts dead, unconfirmed: no callback came in time", outside=0, board=len(dead), wrong=wrong)
-    row.outside = row.board - len(wrong)
+    n, what = len(dead), "contacts dead, unconfirmed: no callback came in time"
+    row = Row(what=what, outside=n - len(wrong), board=n, wrong=wrong)
     row.explained["confirmed late"] = sum(one.knows("confirmed") for _, one in dead)
     return row
 
@@ -329,14 +331,18 @@ def _scores(before: World, lineages: Lineages, after: World, began: float) -> It
 
     yield _proven("scores confirmed (unverified): the handler computed them", lineages, began, same)
     counts = Counter(line["key"] for line in before.scores)
-    yield _known(
-        "scores computed: their jobs are confirmed",
-        counts,
-        lineages,
-        _confirmed,
-        lambda key, one: f"the run ended after it: {one.newest.reason}" if one.newest.reason in _CUT_OFF else "",
-    )
+    yield _known("scores computed: their jobs are confirmed", counts, lineages, _confirmed, _cut_off)
     yield _doubled("scores computed twice: the job says maybe duplicate", counts, lineages)
+
+
+def _cut_off(key: str, lineage: Lineage) -> str:
+    return f"the run ended after it: {lineage.newest.reason}" if lineage.newest.reason in _CUT_OFF else ""
+
+
+def _digests(before: World, lineages: Lineages, after: World, began: float) -> Iterator[Row]:
+    refs = after.digests
+    yield _proven("digests confirmed: they are written", lineages, began, lambda key, job: refs.get(key) == job.ref)
+    yield _known("digests written: their jobs are confirmed", before.digests, lineages, _confirmed, _cut_off)
 
 
 def _replayed(lineages: Mapping[str, Lineages], after: World, began: float) -> Row:
@@ -370,6 +376,7 @@ def _probes(before: World, lineages: Mapping[str, Lineages], after: World, began
         CRM: lambda key, job: (key, job.ref) in called,
         BILLING: lambda key, job: (key, job.ref) in booked,
         SCORING: lambda key, job: key in computed,
+        DIGEST: lambda key, job: after.digests.get(key) == job.ref,
     }
     known = {key: lineage for keys in lineages.values() for key, lineage in keys.items()}
     yield _known(

@@ -5,11 +5,11 @@ Not here: holding it against the board (`reconcile`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
-from jobsboard.demo import partner, place
+from jobsboard.demo import digest, partner, place
 from jobsboard.demo.journal import Line, read
 
 # The first log line is written a moment after the first job was accepted.
@@ -31,6 +31,8 @@ class World:
     requests: Sequence[Line] = ()
     handoffs: Sequence[tuple[str, float]] = ()
     entries: Sequence[partner.Entry] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Idempotency key → reference."""
     probes: Set[str] = frozenset()
     """Idempotency keys of what the providers were told to be probes."""
 
@@ -39,6 +41,8 @@ class World:
         """Read the logs."""
         mails, crm, scores = (list(read(log())) for log in (place.mail_log, place.crm_log, place.score_log))
         told = {line["key"] for line in (*crm, *scores) if line.get("probe")}
+        digests = digest.written()
+        told |= {key for key, one in digests.items() if one["probe"]}
         told |= {key_of(line["message_id"]) for line in mails if line.get("probe")}
         return cls(
             mails=mails,
@@ -48,6 +52,7 @@ class World:
             requests=list(read(place.traffic_log())),
             handoffs=partner.handoffs(),
             entries=partner.entries(),
+            digests={key: one["ref"] for key, one in digests.items()},
         )
 
     def only(self, wanted: Callable[[str], bool]) -> Self:
@@ -59,6 +64,7 @@ class World:
             scores=[line for line in self.scores if wanted(line["key"])],
             handoffs=[one for one in self.handoffs if wanted(one[0])],
             entries=[one for one in self.entries if wanted(one.key)],
+            digests={key: ref for key, ref in self.digests.items() if wanted(key)},
         )
 
     @property

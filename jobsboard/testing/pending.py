@@ -55,7 +55,7 @@ def run_pending(
 
 
 def claim(job_id: UUID) -> Run | None:
-    """Claim one job as a worker does; None when it is not due, too old, or its type is paused."""
+    """Claim one job as a worker does; None when it is not due, too old, or its type is paused or deferred."""
     checked = handlers.checked_types()
     runs = lifecycle.claim([job_id], worker=WORKER, checked=checked)
     runs = runs or lifecycle.claim_limited([job_id], worker=WORKER, checked=checked)

@@ -17,6 +17,7 @@ from queues.lifecycle.claim import (
 )
 from queues.lifecycle.claim_limited import claim_limited, forget_flow
 from queues.lifecycle.confirm import Applied, Proof, Proven, confirm
+from queues.lifecycle.overlap import Lane, LaneNote, forget_lanes, note_lanes, take_lanes
 from queues.lifecycle.prune import STAY_MOST, Look, Swap, prunable_days, prune_callbacks, prune_day, swap_day
 from queues.lifecycle.resolve import Cancelled, Edit, cancel, close_dead_letters, replay, replay_many, retry_now
 from queues.lifecycle.rollup import (
@@ -49,14 +50,14 @@ from queues.lifecycle.steps import find_step, keep_step, set_progress
 from queues.lifecycle.sweep import expire, give_up_waiting, lost, overdue, rescue, stale
 
 __all__ = [
-    "FAILURES_MOST", "OTHERS",
-    "Accepted", "Applied", "Ask", "Cancelled", "CheckEnd", "Due", "DueCheck", "Edit", "End", "HINT_SECONDS", "Holder",
-    "LIMITED_HINT_SECONDS", "Look", "NewJob", "Proof", "Proven", "Room", "Run", "RunInfo", "STAY_MOST", "Swap",
-    "Verdict", "asked_checks", "cancel", "cancelled", "claim", "claim_checks", "claim_limited", "claimed_by",
-    "close_dead_letters", "confirm", "count_duplicates", "count_superseded", "due_checks", "expire", "find_step",
-    "finish_checks", "fold", "forget_calls", "forget_failures", "forget_flow", "forget_rollups", "forget_suspected",
-    "give_up_waiting", "heartbeat", "holders", "holding", "insert", "keep_step", "let_go", "lost", "next_due",
-    "overdue", "prunable_days", "prune_callbacks", "prune_day", "recount_failures", "replay", "replay_many", "rescue",
-    "retry_now", "rooms", "runs", "set_progress", "settle", "stageable", "stageable_in_groups",
-    "stageable_without_group", "stageable_without_place", "stale", "still_waiting", "swap_day", "touch_board",
+    "Accepted", "Applied", "Ask", "Cancelled", "CheckEnd", "Due", "DueCheck", "Edit", "End", "FAILURES_MOST",
+    "HINT_SECONDS", "Holder", "Lane", "LaneNote", "LIMITED_HINT_SECONDS", "Look", "NewJob", "OTHERS", "Proof", "Proven",
+    "Room", "Run", "RunInfo", "STAY_MOST", "Swap", "Verdict", "asked_checks", "cancel", "cancelled", "claim",
+    "claim_checks", "claim_limited", "claimed_by", "close_dead_letters", "confirm", "count_duplicates",
+    "count_superseded", "due_checks", "expire", "find_step", "finish_checks", "fold", "forget_calls", "forget_failures",
+    "forget_flow", "forget_lanes", "forget_rollups", "forget_suspected", "give_up_waiting", "heartbeat", "holders",
+    "holding", "insert", "keep_step", "let_go", "lost", "next_due", "note_lanes", "overdue", "prunable_days",
+    "prune_callbacks", "prune_day", "recount_failures", "replay", "replay_many", "rescue", "retry_now", "rooms", "runs",
+    "set_progress", "settle", "stageable", "stageable_in_groups", "stageable_without_group", "stageable_without_place",
+    "stale", "still_waiting", "swap_day", "take_lanes", "touch_board",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ class Run(msgspec.Struct, frozen=True):
     """One claim of a job: it holds the lease until it is finished, released or lost.
 
     Units: times in seconds since 1970. Shape: failures and trace are JSON texts, read by the few who want them.
-    `limited`: its end may make room for another job. `trial`: a half open breaker let it through.
+    `limited`: its end may make room for another job.
     """
 
     id: UUID
@@ -36,11 +36,10 @@ class Run(msgspec.Struct, frozen=True):
     reference: str | None
     check_failures: int
     limited: bool = False
-    trial: bool = False
 
 
 DUE = f"""j.id = ANY(%(ids)s::uuid[]) AND {STATE} IN ('accepted', 'retrying') AND j.due_at <= jobs_now()
-    AND j.expires_at > jobs_now() AND NOT c.paused AND (NOT j.alone OR %(alone)s)"""
+    AND j.expires_at > jobs_now() AND NOT c.paused AND NOT c.deferred AND (NOT j.alone OR %(alone)s)"""
 """Which of the named jobs `j` of a type `c` a claim would take, were there no limits and no breakers."""
 
 
@@ -78,7 +77,7 @@ hit AS MATERIALIZED (
     })
 SELECT id, fence, type, contract_version, attempt, begun, payload, idempotency_key, "group",
   extract(epoch FROM accepted_at)::float8, extract(epoch FROM expires_at)::float8, failures::text, probe, trace::text,
-  lease_seconds, root, reference, check_failures, limited, trial
+  lease_seconds, root, reference, check_failures, limited
 FROM moved ORDER BY id
 """
 

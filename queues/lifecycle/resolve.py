@@ -40,6 +40,7 @@ WITH hit AS MATERIALIZED (
   WHERE j.id = ANY(%(ids)s::uuid[])
     AND ({STATE} IN ('accepted', 'retrying', 'awaiting_confirmation')
       OR ({STATE} = 'processing' AND NOT j.cancel_requested))
+    AND (%(states)s::text[] IS NULL OR j.state = ANY(%(states)s::text[]))
   ORDER BY j.id FOR UPDATE OF j
 ), changed AS (
   UPDATE queues_job j SET cancel_requested = true,
@@ -145,9 +146,13 @@ REPLAY = _REPLAY.replace(" LOCKED", "")
 REPLAY_MANY = _REPLAY.replace("OF j LOCKED", "OF j SKIP LOCKED")
 
 
-def cancel(ids: Sequence[UUID], *, reason: Reason) -> list[Cancelled]:
-    """Cancel waiting jobs and ask running ones to stop. A job that does not come back was settled or asked before."""
-    rows = transition("cancel", CANCEL, {**named(ids), "reason": reason.value})
+def cancel(ids: Sequence[UUID], *, reason: Reason, states: Sequence[JobState] | None = None) -> list[Cancelled]:
+    """Cancel waiting jobs and ask running ones to stop, or only those in `states`.
+
+    A job that does not come back was settled or asked before, or is in another state.
+    """
+    only = None if states is None else [state.value for state in states]
+    rows = transition("cancel", CANCEL, {**named(ids), "reason": reason.value, "states": only})
     return [Cancelled(id=i, state=JobState(s), was=JobState(was), may_have_acted=acted) for i, s, was, acted in rows]
 
 

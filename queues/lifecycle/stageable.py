@@ -127,7 +127,7 @@ _TURN = f"""
 NEXT = f"""
 SELECT i.type, n.id FROM unnest(%(types)s::text[], %(groups)s::text[], %(limits)s::integer[])
   AS i (type, "group", n)
-JOIN queues_jobtype c ON c.name = i.type AND NOT c.paused AND c.breaker <> 'open'
+JOIN queues_jobtype c ON c.name = i.type AND NOT c.paused AND NOT c.deferred AND c.breaker <> 'open'
 CROSS JOIN LATERAL (
   SELECT j.id FROM jobs_due_of_type(i.type, c.tier_id, i.n) AS j WHERE i."group" IS NULL
   UNION ALL

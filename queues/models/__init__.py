@@ -3,7 +3,7 @@
 from queues.models.contract import ContractRevision, JobType, Tier
 from queues.models.evidence import Callback, JobReference, StepResult
 from queues.models.failure import FailureCount, FailureHour, FailureMinute, OutsideAnswer
-from queues.models.flow import Breaker, BreakerFlip, Dependency, DependencyCalls, FlowState
+from queues.models.flow import Breaker, BreakerFlip, Dependency, DependencyCalls, FlowState, OverlapState
 from queues.models.job import DedupeKey, Job, JobQuerySet
 from queues.models.outcome import (
     BoardVersion,
@@ -14,6 +14,7 @@ from queues.models.outcome import (
     SuspectedDuplicate,
 )
 from queues.models.probe import Probe, ProbeRun
+from queues.models.schedule import Schedule, ScheduleTick
 from queues.models.worker import AuditEntry, WorkerProcess
 
 __all__ = [
@@ -38,8 +39,11 @@ __all__ = [
     "OutcomeDelta",
     "OutcomeRollup",
     "OutsideAnswer",
+    "OverlapState",
     "Probe",
     "ProbeRun",
+    "Schedule",
+    "ScheduleTick",
     "StateCount",
     "StepResult",
     "SuspectedDuplicate",

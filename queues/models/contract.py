@@ -21,6 +21,8 @@ class Tier(models.Model):
     target_ratio = models.FloatField(validators=[MinValueValidator(0.0), MaxValueValidator(1.0)])
     retry_budget = models.FloatField(default=0.2)
     backlog_limit = models.PositiveIntegerField(default=1_000_000)
+    # Once its jobs wait that long for a worker, deferrable types of the tiers below are deferred; 0: never.
+    defer_after_seconds = models.PositiveIntegerField(default=0, db_default=0)
 
     def __str__(self) -> str:
         return f"Tier {self.number}: {self.name}"
@@ -78,6 +80,11 @@ class JobType(models.Model):
     paused_reason = models.CharField(max_length=1000, blank=True)
     paused_by = models.CharField(max_length=150, blank=True, default="", db_default="")
     paused_until = models.DateTimeField(null=True, blank=True)
+    # By a person, or by the scheduler while a tier above is short of workers; only where the contract allows it.
+    deferred = models.BooleanField(default=False, db_default=False, editable=False)
+    deferred_reason = models.CharField(max_length=1000, blank=True, default="", db_default="", editable=False)
+    deferred_by = models.CharField(max_length=150, blank=True, default="", db_default="", editable=False)
+    deferred_until = models.DateTimeField(null=True, blank=True, editable=False)
 
     tier = models.ForeignKey(Tier, on_delete=models.PROTECT, default=2, db_constraint=True)
     pool = models.CharField(max_length=32, blank=True, validators=[POOL])

@@ -38,6 +38,30 @@ class FlowState(models.Model):
         return f"{self.type} {self.group}".strip()
 
 
+class OverlapState(models.Model):
+    """What accepts of a merging type lock, by type and group ("" for jobs without one).
+
+    Apart from FlowState: a producer that has not committed yet holds up its own kind, and no claim.
+    """
+
+    pk = models.CompositePrimaryKey("type", "group")
+    type = models.CharField(max_length=64, db_collation="C")
+    group = models.CharField(max_length=255, blank=True, db_collation="C")
+    # Its newest job, when that is ready, and since when it and those whose place it has taken have waited.
+    newest = models.UUIDField(null=True)
+    ready_at = models.DateTimeField(null=True)
+    since = models.DateTimeField(null=True)
+    # Waits for a worker so long that it keeps its place: newer ones merge behind it.
+    kept = models.UUIDField(null=True)
+    touched_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["touched_at"], name="overlap_touched")]
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.group}".strip()
+
+
 class Dependency(models.Model):
     """Something outside that job types need, and the circuit breaker that guards it."""
 

@@ -18,10 +18,13 @@ SELECT v.n, jobs_now(), v.folded_at,
   (SELECT jsonb_agg(jsonb_build_array(t.number, t.name, t.target_ratio) ORDER BY t.number) FROM queues_tier t),
   (SELECT jsonb_agg(jsonb_build_array(c.name, c.tier_id, c.version, c.window_seconds,
       coalesce(c.target_ratio, t.target_ratio), c.enabled, c.paused, c.pool, c.provider_key_ttl_seconds,
-      t.retry_budget, c.dependency, c.breaker)
+      t.retry_budget, c.dependency, c.breaker, c.deferred, c.deferred_reason, c.deferred_by,
+      CASE WHEN c.deferred THEN (SELECT max(extract(epoch FROM a.at)) FROM (SELECT at, action FROM queues_auditentry
+        WHERE object_type = 'job_type' AND object_id = c.name ORDER BY id DESC LIMIT 20) AS a
+        WHERE a.action = 'contract.deferred') END)
       ORDER BY c.name) FROM queues_jobtype c JOIN queues_tier t ON t.number = c.tier_id),
   (SELECT count(*) FROM queues_probe p JOIN queues_jobtype c ON c.name = p.type AND c.enabled AND NOT c.paused
-    WHERE p.failures > 0),
+      AND NOT c.deferred WHERE p.failures > 0),
   (SELECT count(*) FROM queues_dependency WHERE state = 'open')
 FROM queues_boardversion v WHERE v.id = 1
 """
@@ -66,6 +69,16 @@ class TypeNow:
     dependency: str
     breaker: str
     """The state of its dependency's breaker: closed (also without one), open, half_open."""
+    deferred: bool = False
+    deferred_reason: str = ""
+    deferred_by: str = ""
+    deferred_since: dt.datetime | None = None
+    """As far as the audit log knows."""
+
+    @property
+    def on_hold(self) -> bool:
+        """Whether a switch keeps its jobs from being started."""
+        return self.paused or self.deferred
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +104,7 @@ class Board:
     """(tier, type) → state → jobs. A type that moved has jobs in two tiers. `dead` are unresolved dead letters.
     Probes are in none; beside the states `probe` counts those that wait."""
     probes_failing: int = 0
-    """Types that are neither paused nor disabled and whose last probe failed."""
+    """Types that no switch holds and whose last probe failed."""
     breakers_open: int = 0
     """Dependencies whose circuit breaker is open."""
 
@@ -138,14 +151,17 @@ def board() -> Board:
     for tier, name, state, n in _json(counts):
         by_pair.setdefault((tier, name), {})[state] = n
     names = ("name", "tier", "version", "window_seconds", "target", "enabled", "paused", "pool", "key_ttl_seconds",
-             "retry_budget", "dependency", "breaker")  # fmt: skip
+             "retry_budget", "dependency", "breaker", "deferred", "deferred_reason", "deferred_by")  # fmt: skip
     return Board(
         version=version,
         now=now,
         folded_at=folded_at,
         counts=by_pair,
         tiers={row[0]: TierNow(number=row[0], name=row[1], target=row[2]) for row in _json(tiers)},
-        types={row[0]: TypeNow(**dict(zip(names, row, strict=True))) for row in _json(types)},
+        types={
+            row[0]: TypeNow(**dict(zip(names, row, strict=True)), deferred_since=_time(since))
+            for *row, since in _json(types)
+        },
         probes_failing=failing,
         breakers_open=opened,
     )
@@ -175,6 +191,10 @@ def processes() -> Processes:
             pools[queue] = Pool(queue=queue, slots=int(slots), busy=int(busy), processes=n)
             trouble |= set(said)
     return Processes(pools=pools, scheduler_alive=alive, scheduler_seen_at=seen, trouble=sorted(trouble))
+
+
+def _time(seconds: float | None) -> dt.datetime | None:
+    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC)
 
 
 def _json(value: str | None) -> Any:

@@ -12,8 +12,8 @@ RUNS_SHOWN: Final = 60
 
 # A type whose contract asks for probes since a moment ago has no row of its own so far.
 _NOW: Final = """
-SELECT c.name, c.tier_id, c.probe_every_seconds, c.window_seconds, c.paused OR NOT c.enabled, p.next_at,
-  coalesce(p.failures, 0), p.failing_since, p.last_ok_at, p.took_seconds, r.outcome, r.settled_at,
+SELECT c.name, c.tier_id, c.probe_every_seconds, c.window_seconds, c.paused OR c.deferred OR NOT c.enabled,
+  p.next_at, coalesce(p.failures, 0), p.failing_since, p.last_ok_at, p.took_seconds, r.outcome, r.settled_at,
   coalesce(r.reason, ''), coalesce(r.detail, '')
 FROM queues_jobtype c LEFT JOIN queues_probe p ON p.type = c.name
 LEFT JOIN LATERAL (
@@ -46,7 +46,7 @@ class ProbeNow:
     every_seconds: int
     window_seconds: int
     paused: bool
-    """Nothing is sent: the type is paused or disabled."""
+    """Nothing is sent: the type is paused, deferred or disabled."""
     next_at: dt.datetime | None
     failures: int
     """In a row; a skipped run is none and ends no row."""

@@ -5,7 +5,7 @@ from typing import Final
 
 from django.db import OperationalError, connection
 
-from queues import breaker_actions, lifecycle, outside, probes, workers
+from queues import breaker_actions, lifecycle, outside, probes, schedule_ticks, workers
 from queues.outcomes import DAYS_KEPT, HOURS_KEPT, MINUTES_KEPT
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,10 @@ FAILURE_HOURS_KEPT: Final = 8
 CALLS_KEPT: Final = 1
 FLOW_KEPT_HOURS: Final = 1
 """A group that rested for so long, and whose rate has given all its tokens back, needs no row."""
+LANES_KEPT_HOURS: Final = 48
+"""A throttle, and the longest wait that a debounce makes, look no further back."""
 FLIPS_KEPT: Final = 90
+TICKS_KEPT: Final = 30
 
 
 def make_partitions(*, tries: int = 20) -> int:
@@ -45,8 +48,10 @@ def forget_old() -> bool:
     gone += [lifecycle.forget_failures(days=FAILURES_KEPT, hour_days=FAILURE_HOURS_KEPT, limit=BATCH)]
     gone += [outside.forget_old(limit=BATCH)]
     gone += [lifecycle.forget_flow(hours=FLOW_KEPT_HOURS, limit=BATCH)]
+    gone += [lifecycle.forget_lanes(hours=LANES_KEPT_HOURS, limit=BATCH)]
     gone += [lifecycle.forget_calls(days=CALLS_KEPT, limit=BATCH)]
     gone += [breaker_actions.forget_flips(days=FLIPS_KEPT, limit=BATCH)]
+    gone += [schedule_ticks.forget_old(days=TICKS_KEPT, limit=BATCH)]
     return max(gone) >= BATCH
 
 

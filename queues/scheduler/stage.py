@@ -105,7 +105,7 @@ class Stage:
         """Return messages that each type may publish now: its queue's free room, shared among types with work."""
         by_queue: dict[str, list[str]] = {}
         for name, contract in current.items():
-            if not contract.paused and contract.breaker != "open":
+            if not contract.on_hold and contract.breaker != "open":
                 by_queue.setdefault(contract.queue, []).append(name)
         room: dict[str, int] = {}
         for queue, names in by_queue.items():

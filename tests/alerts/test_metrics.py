@@ -185,9 +185,10 @@ def test_a_queue_with_free_workers_that_begins_nothing() -> None:
     assert one(watched).value == 0, "they are busy"
     worker(busy=1)
     assert one(watched).value == pytest.approx(200, abs=5)
-    sql("UPDATE queues_jobtype SET paused = true WHERE name = %s", TYPE)
-    assert one(watched).value == 0, "nobody may begin it"
-    sql("UPDATE queues_jobtype SET paused = false WHERE name = %s", TYPE)
+    for switch in ("paused", "deferred"):
+        sql(f"UPDATE queues_jobtype SET {switch} = true WHERE name = %s", TYPE)
+        assert one(watched).value == 0, "nobody may begin it"
+        sql(f"UPDATE queues_jobtype SET {switch} = false WHERE name = %s", TYPE)
     rollup(OTHER, ago=0, window=600, runs=1)
     assert one(watched).value == 0, "the queue begins jobs"
 

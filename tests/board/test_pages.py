@@ -24,13 +24,15 @@ LISTS = [
     "/dlq/",
     "/dlq/?view=flat",
     "/replays/",
+    "/queues/",
     "/dependencies/",
     "/probes/",
+    "/schedules/",
     "/alerts/",
     "/webhooks/",
     "/audit/",
 ]
-WITHOUT = ["/replays/", "/dependencies/", "/probes/", "/alerts/", "/webhooks/", "/audit/"]
+WITHOUT = ["/replays/", "/dependencies/", "/probes/", "/schedules/", "/alerts/", "/webhooks/", "/audit/"]
 """Pages that have nothing to say of a job."""
 ROLES = ["viewer", "operator", "owner", "admin"]
 
@@ -76,8 +78,10 @@ def test_a_person_without_a_role_sees_nothing(client_of: ClientOf, busy: Job) ->
         ("/dlq/?view=flat&reason=permanent_error", 6),
         ("/replays/", 6),
         ("/audit/", 6),
+        ("/queues/", 11),
         ("/dependencies/", 8),
         ("/probes/", 7),
+        ("/schedules/", 6),
         ("/alerts/", 9),
         ("/webhooks/", 8),
         ("/types/", 9),

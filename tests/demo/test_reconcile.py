@@ -12,7 +12,7 @@ from django.core.management import CommandError, call_command
 
 from jobsboard.demo import journal, mail, partner, place, reconcile
 from jobsboard.demo.partner import Entry
-from jobsboard.demo.reconcile import BILLING, CRM, SCORING, WELCOME, Row, Seen
+from jobsboard.demo.reconcile import BILLING, CRM, DIGEST, SCORING, WELCOME, Row, Seen
 from jobsboard.demo.world import World
 from queues import lifecycle
 from tests.factories import accept, claim, confirmed, evidence, get, make_type
@@ -174,6 +174,15 @@ def test_a_score_and_its_result() -> None:
     assert wrong(world, job(SCORING, "dead", reason="time_limit")) == []
 
 
+def test_a_digest_and_its_job() -> None:
+    world = World(digests={KEY: "D-1"})
+    assert wrong(world, job(DIGEST, ref="D-1")) == []
+    assert wrong(world, job(DIGEST, ref="D-2")) == ["digests confirmed: they are written"]
+    assert wrong(World(), job(DIGEST, ref="D-1")) == ["digests confirmed: they are written"]
+    assert wrong(world) == wrong(world, job(DIGEST, "dead")) == ["digests written: their jobs are confirmed"]
+    assert wrong(world, job(DIGEST, "expired", reason="stale")) == []
+
+
 def test_an_accepted_job_is_on_the_board() -> None:
     seen = job()
     request = line("accepted", type=WELCOME, job_id=seen.id, duplicate=False)
@@ -196,6 +205,7 @@ HAS = "probes confirmed: the provider knows them as such"
             job(BILLING, ref="BK-1", probe=True),
         ),
         (World(scores=[line("scored", score=0.5)]), job(SCORING, result={"score": 0.5}, probe=True)),
+        (World(digests={KEY: "D-1"}), job(DIGEST, ref="D-1", probe=True)),
     ],
 )
 def test_probes_are_in_lines_of_their_own(world: World, probe: Seen) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from jobsboard.demo import handlers, mail, partner, place
+from jobsboard.demo import digest, handlers, mail, partner, place
 from jobsboard.demo.crm import Callbacks, Crm
-from jobsboard.demo.journal import Journal, read
+from jobsboard.demo.journal import Journal, note, read
 from jobsboard.testing import assert_replayable
 from queues import http_target, outbound
 from queues.handlers import AwaitingConfirmation, Confirmed, JobContext
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.django_db
 
 MAIL = {"user_id": 7, "email": "customer-7@example.org"}
 INVOICE = {"invoice_id": "INV-000007", "amount_cents": 4200}
+TICK = {"until": "2126-11-22T03:00:00Z", "minutes": 60 * 24 * 365 * 200}
 ACCOUNT = {"user_id": 7, "seats": 5, "visits": 30}
 URL = "http://127.0.0.1:8091/contacts"
 
@@ -87,6 +88,21 @@ def test_a_score_that_is_computed_twice_is_the_same() -> None:
         place.score_log().unlink(missing_ok=True)
 
     assert_replayable(handlers.score_account, ACCOUNT, effects=scores, reset=forget)
+
+
+def test_a_digest_is_written_once_and_stays_as_it_was() -> None:
+    def forget() -> None:
+        for path in place.digests().iterdir():
+            path.unlink()
+        place.traffic_log().unlink(missing_ok=True)
+
+    def effects() -> list[tuple[str, int]]:
+        assert all(path.suffix == ".json" for path in place.digests().iterdir()), "nothing half written is left"
+        # What comes in later changes nothing.
+        note(place.traffic_log(), "accepted", type="billing.handoff", job_id="x", duplicate=False)
+        return sorted((key, one["invoices"]) for key, one in digest.written().items())
+
+    assert_replayable(handlers.write_digest, TICK, effects=effects, reset=forget)
 
 
 @dataclass(frozen=True)

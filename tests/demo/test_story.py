@@ -16,10 +16,10 @@ from jobsboard.demo import place, traffic
 from jobsboard.demo.crm_moods import MOODS
 from jobsboard.demo.journal import Journal, read
 from jobsboard.demo.mail_server import BEHAVIOURS
-from jobsboard.management.commands.demo_contracts import DEPENDENCIES, FILE, WRITTEN
-from queues import breaker_actions
+from jobsboard.management.commands.demo_contracts import DEPENDENCIES, FILE, PAUSED, SCHEDULES, WRITTEN
+from queues import breaker_actions, schedules
 from queues.handlers import find_check, load
-from queues.models import Dependency, Job, JobType
+from queues.models import Dependency, Job, JobType, Schedule
 from tests.board.conftest import ClientOf, client_of, viewer
 
 __all__ = ["ClientOf", "client_of", "viewer"]
@@ -38,6 +38,7 @@ def test_the_contracts_are_in_order_and_name_this_stacks_crm(contracts: None) ->
         "crm.sync_contact": (2, "callback"),
         "scoring.account": (3, "return"),
         "billing.handoff": (1, "check"),
+        "reports.digest": (3, "reference"),
     }
     assert JobType.objects.get(name="crm.sync_contact").target_url == URL
     assert WRITTEN in FILE.read_text()
@@ -46,7 +47,7 @@ def test_the_contracts_are_in_order_and_name_this_stacks_crm(contracts: None) ->
 def test_a_second_start_changes_no_contract(contracts: None) -> None:
     out = StringIO()
     call_command("demo_contracts", crm_url=URL, stdout=out, stderr=StringIO())
-    assert JobType.objects.filter(version=1).count() == 4
+    assert JobType.objects.filter(version=1).count() == 5
 
 
 def test_what_they_depend_on_has_settings_that_nobody_loses(contracts: None) -> None:
@@ -60,6 +61,18 @@ def test_what_they_depend_on_has_settings_that_nobody_loses(contracts: None) -> 
     breaker_actions.save_settings("crm", {"minimum_calls": 7}, actor="ann", reason="it is mine")
     call_command("demo_contracts", crm_url=URL, stdout=StringIO(), stderr=StringIO())
     assert Dependency.objects.get(name="crm").minimum_calls == 7
+
+
+def test_there_are_schedules_that_nobody_gets_back_once_they_are_changed(contracts: None) -> None:
+    """One of them is paused; their payloads fit the contract, or they would not have been saved."""
+    found = {one.name: one for one in Schedule.objects.all()}
+    assert set(found) == set(SCHEDULES)
+    assert {name: one.paused_reason for name, one in found.items() if one.paused} == PAUSED
+    assert all(one.next_at is not None for one in found.values())
+    schedules.resume("weekly-report", actor="ann", reason="I read it")
+    schedules.delete("minute-digest", actor="ann", reason="too often")
+    call_command("demo_contracts", crm_url=URL, stdout=StringIO(), stderr=StringIO())
+    assert dict(Schedule.objects.values_list("name", "paused")) == {"nightly-report": False, "weekly-report": False}
 
 
 def test_what_waits_for_a_check_has_one() -> None:

@@ -251,13 +251,14 @@ def test_live_work_comes_first() -> None:
     assert (found.done, found.held) == (1, "")
 
 
-def test_a_paused_type_holds_its_plan() -> None:
+@pytest.mark.parametrize("switch", ["paused", "deferred"])
+def test_a_type_on_hold_holds_its_plan(switch: str) -> None:
     die(2)
     found = plan(2)
-    sql("UPDATE queues_jobtype SET paused = true, paused_reason = 'x'")
+    sql(f"UPDATE queues_jobtype SET {switch} = true, {switch}_reason = 'x'")
     contracts.forget()
     found = step(found)
-    assert (found.done, found.skipped, found.held) == (0, 0, "test.job is paused")
+    assert (found.done, found.skipped, found.held) == (0, 0, f"test.job is {switch}")
 
 
 def test_a_dependency_that_fails_for_everybody_stops_a_plan_before_it_begins() -> None:

@@ -339,6 +339,14 @@ def test_a_type_that_is_disabled_or_paused_is_in_the_way(provider: Provider, spo
     assert results(job) == {check: "fail"}
 
 
+def test_a_deferred_type_is_worth_a_note(provider: Provider) -> None:
+    """It gives way for a while: a replay is as safe as ever, and waits."""
+    job = dead()
+    sql("UPDATE queues_jobtype SET deferred = true")
+    contracts.forget()
+    assert results(job) == {"contract": "note"}
+
+
 def test_many_are_judged_by_as_many_statements_as_one(
     provider: Provider, django_assert_max_num_queries: Callable[..., Any]
 ) -> None:

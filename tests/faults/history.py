@@ -13,7 +13,7 @@ from tests.faults.stories import ATOMIC, Effect, effects
 OPEN = ("accepted", "processing", "retrying", "awaiting_confirmation")
 AUDITED = {
     "job.replayed": "replayed_by IS NOT NULL",
-    "job.cancelled": "state = 'cancelled'",
+    "job.cancelled": "state = 'cancelled' AND reason <> 'superseded'",
     "job.confirmed_by_hand": "evidence ->> 'kind' = 'manual' OR late_evidence @> '[{\"kind\": \"manual\"}]'",
 }
 

@@ -22,7 +22,7 @@ from dlq.plans.create import PlanRequest, create
 from dlq.plans.selection import Selection
 from dlq.replaying import Who
 from jobsboard.alerts import engine
-from queues import actions, confirmation, lifecycle, probes
+from queues import actions, confirmation, lifecycle, probes, schedule_ticks
 from queues.accept import enqueue
 from queues.actions import NotReplayable
 from queues.confirmation import Evidence
@@ -33,8 +33,8 @@ from queues.runtime.leases import LeaseTable
 from queues.scheduler import breakers, confirmations, expire, prune, rescue, rollup
 from queues.scheduler.stage import Stage
 
-PLAIN, LIMITED, ATOMIC, STEPS, HTTP, CALLBACK, CHECKED = (
-    f"fault.{name}" for name in ("plain", "limited", "atomic", "steps", "http", "callback", "checked")
+PLAIN, LIMITED, MERGING, ATOMIC, STEPS, HTTP, CALLBACK, CHECKED = (
+    f"fault.{name}" for name in ("plain", "limited", "merging", "atomic", "steps", "http", "callback", "checked")
 )
 PLAN_POINTS: Final = (
     "plan.frozen", "plan.locked", "replay_many.before", "replay_many.after", "plan.stepped", "plan.committed",
@@ -42,6 +42,8 @@ PLAN_POINTS: Final = (
 """Struck in test_plans."""
 BREAKER_POINTS: Final = ("breaker.judged", "breaker.flipped", "breaker.committed")
 """Struck in test_breakers."""
+SCHEDULE_POINTS: Final = ("schedules.selected", "schedules.accepted", "schedules.written", "schedules.committed")
+"""Struck in test_schedules."""
 EFFECTS: Final = "FAULT_EFFECTS"
 """The variable that names the file of effects."""
 WHO: Final[dict[str, Any]] = {"actor": "ann", "reason": "test", "source": "board"}
@@ -73,6 +75,7 @@ def effects(path: Path) -> list[Effect]:
 
 @handler(PLAIN)
 @handler(LIMITED)
+@handler(MERGING)
 def plain(job: JobContext) -> Confirmed:
     """Act, and bring the proof back."""
     return Confirmed(ref=act(job))
@@ -111,6 +114,11 @@ def asked(job: JobContext) -> Confirmed | None:
 def accept() -> str:
     """Accept one job under a key, as a producer with Django does."""
     return str(enqueue(PLAIN, {"n": 1}, dedupe_key="the-key").job_id)
+
+
+def merge() -> str:
+    """Accept one job that takes the place of those that wait."""
+    return str(enqueue(MERGING, {"n": 2}, dedupe_key="the-key").job_id)
 
 
 def accept_by_api(token: str) -> str:
@@ -188,6 +196,11 @@ def probe() -> None:
     probes.sweep()
 
 
+def tick() -> None:
+    """Make jobs of the ticks of schedules that are due."""
+    schedule_ticks.sweep()
+
+
 def alerts() -> None:
     """Evaluate the alert rules."""
     engine.run_once()
@@ -236,7 +249,7 @@ def advance_plan(plan_id: UUID) -> None:
 STORIES: Final[dict[str, Callable[..., Any]]] = {
     one.__name__: one
     for one in (
-        accept, accept_by_api, run, ask, beat, cancel, replay, confirm, token, provider, sweep, probe, alerts, fold,
-        stage, judge_breakers, prune_all, make_plan, advance_plan,
+        accept, merge, accept_by_api, run, ask, beat, cancel, replay, confirm, token, provider, sweep, probe, tick,
+        alerts, fold, stage, judge_breakers, prune_all, make_plan, advance_plan,
     )
 }  # fmt: skip

@@ -40,8 +40,10 @@ from tests.faults.stories import (
     EFFECTS,
     HTTP,
     LIMITED,
+    MERGING,
     PLAIN,
     PLAN_POINTS,
+    SCHEDULE_POINTS,
     STEPS,
     STORIES,
 )
@@ -79,6 +81,7 @@ def stage_set(transactional_db: None, log: Path, monkeypatch: pytest.MonkeyPatch
     for name in (PLAIN, ATOMIC, STEPS):
         make_type(name, **lasting)
     make_type(LIMITED, **lasting, concurrency=1, rate_per_second=1000.0)
+    make_type(MERGING, **lasting, overlap="keep_last")
     make_type(CALLBACK, **{**lasting, "success": "callback", "confirm_within_seconds": 300})
     make_type(CHECKED, **{**lasting, "success": "check", "confirm_within_seconds": 300})
     definitions = [sql("SELECT pg_get_functiondef(%s::regproc)", name)[0][0] for name in _CLOCK]
@@ -183,6 +186,8 @@ class Case:
 _ANY: Final = frozenset({"confirmed", "dead", "expired", "cancelled"})
 CASES: Final = (
     Case("accept", "accept", "accept.before accept.after publish.before publish.inside"),
+    Case("merge", "merge", "overlap.inserted cancel.before cancel.after", lambda: _accepted(MERGING)()[1:],
+         frozenset({"cancelled", "confirmed"})),
     Case("run", "run", "claim.before claim.after body.before body.after finish.before finish.after", _accepted(PLAIN)),
     Case("limited", "run", "claim_limited.before claim_limited.after body.before finish.after", _accepted(LIMITED)),
     Case("atomic", "run", "body.before body.after finish.before finish.after", _accepted(ATOMIC)),
@@ -236,7 +241,7 @@ def test_a_fault_loses_nothing_and_doubles_nothing(case: Case, point: str, actio
     except NotCancellable:
         # Held up before its statement, it came too late: the job has run.
         assert action == "delay"
-    if case.story in ("accept", "replay") and told.answer is not None:
+    if case.story in ("accept", "merge", "replay") and told.answer is not None:
         assert again == told.answer, "whoever asks again gets the same job"
     _heal()
     judge(log)
@@ -349,7 +354,7 @@ def test_every_point_is_struck() -> None:
         "alerts.read",
         "alerts.applied",
     }
-    struck |= {*PLAN_POINTS, *BREAKER_POINTS}
+    struck |= {*PLAN_POINTS, *BREAKER_POINTS, *SCHEDULE_POINTS}
     struck |= {f"prune_{name}.{moment}" for name in ("day", "swap") for moment in ("before", "after")}
     assert struck == POINTS
     root = Path(faults.__file__).parent

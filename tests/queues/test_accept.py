@@ -483,6 +483,18 @@ def test_what_is_not_due_is_not_hinted(
     assert get(job_id).published_at is None
 
 
+@pytest.mark.parametrize("switch", ["paused", "deferred"])
+def test_what_is_held_back_is_not_hinted(
+    switch: str, sent: Sent, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+) -> None:
+    """A claim would only refuse it."""
+    JobType.objects.update(**{switch: True})
+    contracts.forget()
+    with django_capture_on_commit_callbacks(execute=True):
+        job_id = enqueue(TYPE, {}).job_id
+    assert (sent, get(job_id).published_at) == ([], None)
+
+
 def test_a_long_queue_leaves_publishing_to_the_stage(
     sent: Sent, monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
 ) -> None:

@@ -438,10 +438,14 @@ def test_jobs_and_the_audit_log_are_not_in_the_admin() -> None:
 
 def test_tiers_are_edited_and_audited(owner: Client) -> None:
     url = reverse("admin:queues_tier_change", args=[1])
-    data = {"name": "Critical", "target_ratio": "0.99", "retry_budget": "0.2", "backlog_limit": "1000000"}
+    data = {
+        "name": "Critical", "target_ratio": "0.99", "retry_budget": "0.2", "backlog_limit": "1000000",
+        "defer_after_seconds": "90",
+    }  # fmt: skip
     assert owner.post(url, data).status_code == 200
     owner.post(url, {**data, "reason": "honest"})
-    assert Tier.objects.get(pk=1).target_ratio == 0.99
+    assert (Tier.objects.get(pk=1).target_ratio, Tier.objects.get(pk=1).defer_after_seconds) == (0.99, 90)
+    assert "wait longer than 90 seconds for a worker" in owner.get(url).content.decode()
     assert AuditEntry.objects.get().action == "tier.changed"
     assert owner.get(reverse("admin:queues_tier_add")).status_code == 403
     assert owner.post(reverse("admin:queues_tier_delete", args=[1]), {"post": "yes"}).status_code == 403

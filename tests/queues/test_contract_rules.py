@@ -154,6 +154,11 @@ def test_text_is_text_and_markup_in_it_is_no_error() -> None:
         ({"group_rate_per_second": 10_001.0}, "group_rate_per_second"),
         ({"rate_burst": 5}, "rate_burst"),
         ({"ordered": True, "group_concurrency": 2}, "group_concurrency"),
+        ({"overlap": "throttle"}, "overlap_seconds"),
+        ({"overlap": "debounce", "overlap_seconds": 86_401}, "overlap_seconds"),
+        ({"overlap": "keep_last", "overlap_seconds": 5}, "overlap_seconds"),
+        ({"overlap_seconds": 5}, "overlap_seconds"),
+        ({"overlap": "replace", "ordered": True}, "overlap"),
     ],
 )
 def test_rules_across_fields(fields: dict[str, Any], field: str) -> None:
@@ -232,12 +237,14 @@ def test_a_template_that_fits_the_schema() -> None:
         ({"handler": "http", "target_url": "https://a.example/"}, "no secret"),
         ({"handler": "http", "target_url": "http://a.example/", "target_secret_env": "S"}, "not encrypted"),
         ({"target_url": "https://a.example/"}, "not used"),
-        ({"overlap": "throttle"}, "overlap is not enforced yet"),
+        ({"batch_size": 2}, "batch_size is not enforced yet"),
         (
             {"ordered": True, "success": "callback", "callback_secret": True},
             "a group waits for each job's confirmation",
         ),
         ({"concurrency": 2, "group_concurrency": 3}, "so it never holds"),
+        ({"overlap": "keep_last", "key_template": "k-{id}"}, "takes no place of anything"),
+        ({"overlap": "debounce", "overlap_seconds": 90, "max_age_seconds": 90}, "longer than its maximum age"),
         ({"hard_limit_seconds": 0}, "a body that hangs holds its job for ever"),
         ({"hard_limit_seconds": 0, "soft_limit_seconds": 5}, "a body that hangs holds its job for ever"),
         ({"success": "callback"}, "No provider can call back"),
@@ -314,13 +321,7 @@ def test_the_reader_of_contracts_agrees_on_what_is_always_current() -> None:
 
 
 def test_fields_whose_engine_is_not_built() -> None:
-    assert sorted(contract_rules.NOT_ENFORCED) == [
-        "batch_size",
-        "canary_ratio",
-        "deferrable",
-        "overlap",
-        "overlap_seconds",
-    ]
+    assert sorted(contract_rules.NOT_ENFORCED) == ["batch_size", "canary_ratio"]
 
 
 @pytest.mark.parametrize(

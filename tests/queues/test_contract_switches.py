@@ -134,7 +134,7 @@ def test_an_end_needs_a_zone_and_something_that_ends() -> None:
     with pytest.raises(SwitchRefused, match="time zone"):
         set_(paused=True, until=datetime(2100, 1, 1))  # noqa: DTZ001
     for given in ({"paused": False}, {"enabled": True}, {}):
-        with pytest.raises(SwitchRefused, match="paused or disabled"):
+        with pytest.raises(SwitchRefused, match="paused, deferred or disabled"):
             set_(**given, until=database_now() + timedelta(hours=1))
 
 

@@ -101,7 +101,10 @@ def test_no_backlog_refuses_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert begin()[1].state == "accepted"
 
 
-@pytest.mark.parametrize(("switch", "reason"), [({"paused": True}, "paused"), ({"enabled": False}, "disabled")])
+@pytest.mark.parametrize(
+    ("switch", "reason"),
+    [({"paused": True}, "paused"), ({"deferred": True}, "deferred"), ({"enabled": False}, "disabled")],
+)
 def test_a_held_type_is_not_probed_and_that_is_neither_failure_nor_success(switch: dict[str, Any], reason: str) -> None:
     a_type()
     change(**switch)
@@ -206,7 +209,12 @@ def test_a_second_click_sends_no_second_one() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({"paused": True}, "is paused"), ({"enabled": False}, "is disabled"), ({"probe_every_seconds": 0}, "no probes")],
+    [
+        ({"paused": True}, "is paused"),
+        ({"deferred": True}, "is deferred"),
+        ({"enabled": False}, "is disabled"),
+        ({"probe_every_seconds": 0}, "no probes"),
+    ],
 )
 def test_a_type_that_is_held_or_does_not_ask_is_not_probed_by_hand(fields: dict[str, Any], words: str) -> None:
     a_type()

@@ -27,6 +27,16 @@ class Command(BaseCommand):
         create.add_argument("--label", required=True, help="Who or what uses the key.")
         create.add_argument("--scopes", default=",".join(SCOPES), help=f"Some of {','.join(SCOPES)}; default: all.")
         create.add_argument("--types", default="*", help="Comma-separated patterns of job types; default: *.")
+        create.add_argument(
+            "--rate", type=float, metavar="N", help="Jobs a second that it may send; default: no limit."
+        )
+        create.add_argument(
+            "--burst",
+            type=int,
+            default=0,
+            metavar="N",
+            help="Jobs that it may send at once; default: of a second.",
+        )
         actions.add_parser("list", help="List keys, without the keys themselves.")
         revoke = actions.add_parser("revoke", help="End a key within five seconds.")
         revoke.add_argument("prefix", help="The eight characters after jb_live_.")
@@ -43,13 +53,21 @@ class Command(BaseCommand):
                     scopes=_words(options["scopes"]),
                     type_patterns=_words(options["types"]),
                     created_by=ACTOR,
+                    rate_per_second=options["rate"],
+                    rate_burst=options["burst"],
                 )
                 audit.record(
                     "api_key.created",
                     actor=ACTOR,
                     object_type="api_key",
                     object_id=row.prefix,
-                    after={"label": row.label, "scopes": row.scopes, "types": row.type_patterns},
+                    after={
+                        "label": row.label,
+                        "scopes": row.scopes,
+                        "types": row.type_patterns,
+                        "rate_per_second": row.rate_per_second,
+                        "rate_burst": row.rate_burst,
+                    },
                     source="command",
                 )
         except ValueError as error:
@@ -61,7 +79,8 @@ class Command(BaseCommand):
             state = "revoked" if row.revoked_at else f"expires {row.expires_at:%F}" if row.expires_at else "active"
             used = f"used {row.last_used_at:%F %R}" if row.last_used_at else "never used"
             what = f"{','.join(row.scopes)} on {','.join(row.type_patterns)}"
-            self.stdout.write(f"{row.prefix}  {state}  {used}  {what}  {row.label}")
+            rate = keys.rate_words(keys.rate_of(row))
+            self.stdout.write(f"{row.prefix}  {state}  {used}  {what}  {rate}  {row.label}")
 
     def _revoke(self, options: dict[str, Any]) -> None:
         with transaction.atomic():

@@ -97,6 +97,24 @@ def paused(on: Machine, held: Held) -> Cause | None:
     )
 
 
+def deferred(on: Machine, held: Held) -> Cause | None:
+    """Return the deferral of a type: by a person, or by the scheduler while a tier above waits for workers."""
+    hold = on.situation.deferred
+    if hold is None:
+        return None
+    return Cause(
+        code="deferred",
+        verdict=Verdict.CAUSE if held.n else Verdict.NOT_A_CAUSE,
+        sentence=f"{on.name} is deferred: nothing of it is started",
+        detail=_held_words(hold, on.now) + held.words,
+        evidence={"by": hold.by, "reason": hold.reason, "until": hold.until, "jobs": held.n},
+        since=hold.since,
+        share=held.share,
+        next=Next(kind="undefer", params={"type": on.name}),
+        rank=held.rank,
+    )
+
+
 def disabled(on: Machine) -> Cause | None:
     """Return that new jobs are refused, which makes no open job late."""
     hold = on.situation.disabled
@@ -245,7 +263,7 @@ def _breaker_words(one: Standing, now: dt.datetime) -> str:
     return " ".join(parts)
 
 
-STOPS: Final = (paused, breaker, no_worker, scheduler_down, broker_unreachable)
+STOPS: Final = (paused, deferred, breaker, no_worker, scheduler_down, broker_unreachable)
 """What stops jobs altogether, in the order in which it is said. Limits, which stop some jobs, are in `limits`."""
 
 

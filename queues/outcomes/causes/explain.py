@@ -83,7 +83,7 @@ def explain_job(
     found = rows.situation(job.type) if asked else None
     # A job keeps its type, also when somebody deletes that: then nothing else is known of it.
     found = found or Situation(now=board.now, as_of=board.folded_at)
-    due = job.state in WAITING and job.due_at is not None and job.due_at <= found.now and found.paused is None
+    due = job.state in WAITING and job.due_at is not None and job.due_at <= found.now and not found.on_hold
     place = place_of(job) if due and found.limited else None
     ahead = place.ahead_in_group if place is not None else None
     return why_open(

@@ -26,9 +26,11 @@ ERRORS_OF: Final = 100
 _SITUATION: Final = """
 SELECT jobs_now(), (SELECT folded_at FROM queues_boardversion WHERE id = 1), c.dependency, t.retry_budget, c.success,
   c.enabled, c.disabled_by, c.disabled_reason, c.disabled_until, c.paused, c.paused_by, c.paused_reason, c.paused_until,
-  c.limited,
-  (SELECT max(a.at) FROM (SELECT at, action FROM queues_auditentry WHERE object_type = 'job_type' AND object_id = c.name
-    ORDER BY id DESC LIMIT 20) AS a WHERE c.paused AND a.action = 'contract.paused'),
+  c.limited, c.deferred, c.deferred_by, c.deferred_reason, c.deferred_until,
+  (SELECT jsonb_object_agg(a.action, a.at) FROM (
+    SELECT action, extract(epoch FROM max(at)) AS at FROM (SELECT at, action FROM queues_auditentry
+      WHERE object_type = 'job_type' AND object_id = c.name ORDER BY id DESC LIMIT 20) AS newest
+    WHERE (c.paused OR c.deferred) AND action IN ('contract.paused', 'contract.deferred') GROUP BY action) AS a),
   (SELECT jsonb_agg(jsonb_build_array(r.type, extract(epoch FROM r.at), r.runs, r.retries, r.failed, r.lost))
     FROM (SELECT type, at, sum(runs) AS runs, sum(retries) AS retries, sum(failed) AS failed, sum(lost) AS lost
       FROM queues_outcomerollup WHERE grain = 'minute' AND at > jobs_now() - make_interval(mins => %(minutes)s)
@@ -138,10 +140,16 @@ class Situation:
     success: str = "return"
     limited: bool = False
     paused: Hold | None = None
+    deferred: Hold | None = None
     disabled: Hold | None = None
     breaker: Standing | None = None
     own: Recent = field(default_factory=Recent)
     shared: Recent = field(default_factory=Recent)
+
+    @property
+    def on_hold(self) -> bool:
+        """Whether a switch keeps its jobs from being started."""
+        return self.paused is not None or self.deferred is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +211,15 @@ def situation(name: str) -> Situation | None:
         why,
         until,
         limited,
+        deferred,
+        later_by,
+        later_why,
+        later_until,
         since,
         runs,
     ) = found
-    rows = _json(runs)
+    rows, turned = _json(runs), _json(since) or {}
+    paused_at, deferred_at = (_time(turned.get(f"contract.{word}")) for word in ("paused", "deferred"))
     return Situation(
         now=now,
         as_of=as_of,
@@ -214,7 +227,8 @@ def situation(name: str) -> Situation | None:
         retry_budget=budget,
         success=success,
         limited=limited,
-        paused=Hold(by=by, reason=why, until=until, since=since) if paused else None,
+        paused=Hold(by=by, reason=why, until=until, since=paused_at) if paused else None,
+        deferred=Hold(by=later_by, reason=later_why, until=later_until, since=deferred_at) if deferred else None,
         disabled=None if enabled else Hold(by=off_by, reason=off_why, until=off_until),
         breaker=breakers.standing(dependency) if dependency else None,
         own=recent_of([row for row in rows if row[0] == name]),

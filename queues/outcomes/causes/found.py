@@ -19,8 +19,8 @@ class Verdict(StrEnum):
 class Next:
     """Where to go from here.
 
-    Shape: kind is jobs, job, job_type, contract, dead_letter, dead_letters, dependency, resume
-    or overview.
+    Shape: kind is jobs, job, job_type, contract, dead_letter, dead_letters, dependency, resume,
+    undefer or overview.
     """
 
     kind: str
