@@ -40,7 +40,7 @@ def runner() -> Runner:
         if _Worker.runner is None:
             if _Worker.table is None:
                 _Worker.table = LeaseTable()
-            _Worker.runner = Runner(_Worker.table, node=node_name())
+            _Worker.runner = Runner(_Worker.table, node=node_name(), worker_pid=_Worker.main_pid)
         return _Worker.runner
 
 

@@ -106,9 +106,10 @@ class Chunk:
 class Runner:
     """What one process needs to run chunks: its name, its part of the lease map, the finisher thread."""
 
-    def __init__(self, table: LeaseTable, *, node: str) -> None:
+    def __init__(self, table: LeaseTable, *, node: str, worker_pid: int = 0) -> None:
         self.table = table
-        self.incarnation = f"{node}/{os.getpid()}.{int(time.monotonic() * 1000) % 10**7}"
+        # With a pool of processes this is a child: pages look for the worker that reports itself under that name.
+        self.incarnation = f"{node}/{worker_pid or os.getpid()}.{os.getpid()}.{int(time.monotonic() * 1000) % 10**7}"
         self._slots = threading.local()
         self._chunks: set[Chunk] = set()
         self._lock = threading.Lock()

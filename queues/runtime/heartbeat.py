@@ -294,8 +294,11 @@ class Heart:
             os.kill(pid, signal.SIGKILL)
 
     def _report(self, *, busy: int) -> None:
+        # One that stops takes nothing more: it counts for no queue, and the page of queues says that it drains. Trouble
+        # is told by queue.
+        queues = [] if self.table.draining and not self.trouble else self.queues
         workers.report(
-            f"{self.node}/{self.parent}", kind="worker", hostname=self.node, pid=self.parent, queues=self.queues,
+            f"{self.node}/{self.parent}", kind="worker", hostname=self.node, pid=self.parent, queues=queues,
             slots=self.slots, busy=busy, trouble=self.trouble,
         )  # fmt: skip
 

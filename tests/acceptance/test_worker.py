@@ -7,8 +7,9 @@ import signal
 
 import pytest
 
-from queues import broker, lifecycle
+from queues import broker, lifecycle, workers
 from queues.models import JobType
+from queues.outcomes import pools
 from queues.states import Reason
 from tests.acceptance.conftest import Stack, limbo
 from tests.acceptance.jobs import POISON, QUICK, SLOW
@@ -98,7 +99,8 @@ def test_a_flushed_broker_loses_no_job(stack: Stack) -> None:
 
 def test_sigterm_drains(stack: Stack) -> None:
     """I-17: the running body ends and is confirmed, its neighbours in the chunk are released unspent, nothing runs
-    twice, and the worker ends in good order."""
+    twice, and the worker ends in good order. Meanwhile the page of queues can say whose run it is, and that it drains.
+    """
     worker = stack.worker(concurrency=1)
     ids = accept(20, kind=SLOW)
     assert broker.publish([("tier2", ids)])
@@ -106,6 +108,9 @@ def test_sigterm_drains(stack: Stack) -> None:
     worker.send_signal(signal.SIGTERM)
     stack.until(lambda: stack.states() == {"processing": 1, "accepted": 19}, seconds=5)
     assert worker.poll() is None
+    (run,) = pools.runs()
+    assert run.worker.startswith(f"{workers.hostname()}/{worker.pid}."), "not its child's process id"
+    stack.until(lambda: [one.draining for one in pools.fleet(gone_seconds=workers.GONE_SECONDS)] == [True], seconds=10)
     stack.go()
     assert worker.wait(20) == 0
     assert stack.states() == {"confirmed": 1, "accepted": 19}
