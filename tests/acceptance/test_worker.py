@@ -16,7 +16,7 @@ from tests.acceptance.jobs import POISON, QUICK, SLOW
 from tests.factories import accept, evidence, fold_all, get, sql, state_counts, true_counts
 
 pytestmark = pytest.mark.acceptance
-LEASE = 5
+LEASE = 8
 SLACK = 10.0
 """Starting processes on a busy machine."""
 

@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 from django.db import connection
 
-from queues import lifecycle
+from queues import contract_fields, lifecycle
 from queues.contract_flow import flow_problems
 from queues.runtime import chunk as runtime
 from queues.scheduler.stage import Stage
@@ -157,7 +157,6 @@ def test_the_functions_go_by_a_clock_that_is_replaced(shift_clock: Callable[[str
 
 def test_a_rate_is_none_or_one_that_can_be_computed_with() -> None:
     """The time until a bucket is full overflowed for the smallest numbers, and the sweep of old states with it."""
-    values = {"rate_per_second": 1e-308, "group_rate_per_second": 0.0, "rate_burst": 1, "ordered": False,
-              "group_concurrency": 0}  # fmt: skip
+    values = {**contract_fields.defaults(), "rate_per_second": 1e-308, "rate_burst": 1}
     assert [field for field, _ in flow_problems(values)] == ["rate_per_second"]
     assert list(flow_problems({**values, "rate_per_second": 1 / 86400})) == []
