@@ -234,8 +234,12 @@ def _superseded(facts: Facts) -> Check:
     def said(title: str, result: Result, words: str) -> Check:
         return Check(name="superseded", title=title, result=result, evidence=words, at=facts.now, final=True)
 
+    merged = None
+    if job.reason == Reason.SUPERSEDED:
+        words = "A newer job of its group took its place: done now, its older work comes after the newer"
+        merged = Check(name="superseded", title="Older work", result="unknown", evidence=words, at=facts.now)
     if job.dedupe_key is None:
-        return said("Not superseded", "note", "Sent without a dedupe key, so nobody can tell")
+        return merged or said("Not superseded", "note", "Sent without a dedupe key, so nobody can tell")
     if facts.other_key and holder is None:
         return said("A different job", "note", "Under this key it is another job, and no job has had this key")
     if holder is None:
@@ -243,7 +247,7 @@ def _superseded(facts: Facts) -> Check:
     if holder.id != job.id:
         state = f", which is {holder.state.replace('_', ' ')}" if holder.state else ""
         return said("Superseded", "fail", f"The job {holder.id}{state}, holds this key now")
-    return said("Not superseded", "pass", "No other job with this key was confirmed or is open")
+    return merged or said("Not superseded", "pass", "No other job with this key was confirmed or is open")
 
 
 def _max_age(facts: Facts) -> Check:

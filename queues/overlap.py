@@ -33,8 +33,8 @@ Place = tuple[str, str]
 class Merge(NamedTuple):
     """One group in which new jobs take the place of others.
 
-    `ready_at`: the earliest that they are ready. `since`: when the first of those was ready whose place they take, or
-    accepted where they wait for quiet; None: there are none. `kept`: who keeps its place.
+    `ready_at`: the earliest that they are ready. `since`: of those whose place they take, as in `Lane`; None: there are
+    none. `kept`: who keeps its place.
     """
 
     contract: Contract
@@ -59,12 +59,14 @@ def end(merges: Mapping[Place, Merge], accepted: Sequence[tuple[NewJob, UUID]]) 
     newest = {_place(job): (job, job_id) for job, job_id in accepted if _place(job) in merges}
     lost = {job_id for job, job_id in accepted if (new := newest.get(_place(job))) and new[1] != job_id}
     gone = lost | {one for place in newest for one in merges[place].lane.waiting if one != merges[place].kept}
-    if gone:
-        lifecycle.cancel(sorted(gone), reason=Reason.SUPERSEDED, states=_WAITING)
+    ended = lifecycle.cancel(sorted(gone), reason=Reason.SUPERSEDED, states=_WAITING) if gone else []
     if newest:
         lifecycle.note_lanes([_note(merges[place], job, job_id) for place, (job, job_id) in newest.items()])
-    replaced = [merges[place].lane.running for place in newest if merges[place].contract.overlap == "replace"]
-    if running := list(chain.from_iterable(replaced)):
+    replaced = [merges[place].lane for place in newest if merges[place].contract.overlap == "replace"]
+    # With those that a claim took after they were seen to wait.
+    taken = gone - {one.id for one in ended}
+    running = [one for lane in replaced for one in chain(lane.running, (one for one in lane.waiting if one in taken))]
+    if running:
         # Not before: until the caller commits, their rows would be locked, and their ends would have to wait.
         transaction.on_commit(_stopping(running), robust=True)
     return lost
@@ -72,7 +74,8 @@ def end(merges: Mapping[Place, Merge], accepted: Sequence[tuple[NewJob, UUID]]) 
 
 def _stopping(ids: Sequence[UUID]) -> Callable[[], object]:
     def stop() -> None:
-        lifecycle.cancel(ids, reason=Reason.SUPERSEDED, states=(JobState.PROCESSING,))
+        # Who failed, was lost or released meanwhile waits again.
+        lifecycle.cancel(ids, reason=Reason.SUPERSEDED, states=(*_WAITING, JobState.PROCESSING))
 
     return stop
 
@@ -84,19 +87,26 @@ def _place(job: NewJob) -> Place:
 def _merge(contract: Contract, lane: Lane) -> Merge:
     seconds = dt.timedelta(seconds=contract.overlap_seconds)
     longest = DEBOUNCE_MOST * seconds if contract.overlap == "debounce" else dt.timedelta(0)
-    kept = lane.kept if lane.kept in lane.waiting else None
-    since = lane.since if lane.fresh and lane.newest != kept else None
+    kept, since = lane.kept, lane.since if lane.fresh and lane.newest != lane.kept else None
     # Newer ones come faster than workers: without this none would ever run.
     if kept is None and since is not None and _is_due(lane) and lane.now - since >= longest + KEEP_AFTER:
         kept, since = lane.newest, None
     ready_at = lane.now
     if contract.overlap == "debounce":
         ready_at = max(lane.now, min(lane.now + seconds, (since or lane.now) + longest))
-        since = since or lane.now
-    elif contract.overlap == "throttle" and lane.ready_at is not None:
-        # The one that waits for its turn gives it away; else the next turn begins after the last one.
-        ready_at = max(lane.now, lane.ready_at if since is not None else lane.ready_at + seconds)
+    elif contract.overlap == "throttle":
+        # Never later than a turn from now: the contract may have named a longer one before.
+        ready_at = max(lane.now, min(lane.now + seconds, _turn(lane, since, seconds)))
     return Merge(contract, lane, ready_at, since, kept)
+
+
+def _turn(lane: Lane, since: dt.datetime | None, seconds: dt.timedelta) -> dt.datetime:
+    """Return when the next of a throttled group may be ready."""
+    if lane.ready_at is None or lane.since is None:
+        return lane.now
+    # Who waits for its turn gives it away, and who is gone before it was ready has not used it.
+    unused = since is not None or lane.ready_at > lane.now
+    return lane.since if unused else lane.ready_at + seconds
 
 
 def _is_due(lane: Lane) -> bool:
@@ -120,7 +130,11 @@ def _ready_of(job: NewJob, merge: Merge) -> dt.datetime:
 
 def _note(merge: Merge, job: NewJob, job_id: UUID) -> LaneNote:
     ready_at = _ready_of(job, merge)
+    begins = {
+        "debounce": ready_at - dt.timedelta(seconds=merge.contract.overlap_seconds),
+        "throttle": merge.ready_at,
+    }.get(merge.contract.overlap, ready_at)
+    since = min(begins, merge.since or begins)
     return LaneNote(
-        type=job.type, group=job.group or "", newest=job_id, ready_at=ready_at, since=merge.since or ready_at,
-        kept=merge.kept,
-    )  # fmt: skip
+        type=job.type, group=job.group or "", newest=job_id, ready_at=ready_at, since=since, kept=merge.kept
+    )

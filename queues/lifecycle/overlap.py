@@ -10,6 +10,10 @@ from queues.lifecycle.sql import execute, records
 
 MERGED_MOST: Final = 1000
 """So many waiting jobs of a group lose their place at once; a longer backlog, from before the rule, goes in steps."""
+MERGED_IN_ALL: Final = 10_000
+"""So many of all groups of one accept together."""
+MERGED_LEAST: Final = 4
+"""So many of each group in any case: the newest, the one that keeps its place, a retry, and one of a backlog."""
 
 # In one order for all, and with the rows that are there already: whoever comes later waits for the commit.
 TAKE = """
@@ -20,12 +24,13 @@ ON CONFLICT (type, "group") DO UPDATE SET touched_at = excluded.touched_at
 """
 # A new snapshot: the statement above may have waited for jobs that this one has to see.
 LOOK = """
-SELECT s.type, s."group", jobs_clock(), s.ready_at, s.since, s.newest, s.kept, w.ids, w.fresh,
-  ARRAY(SELECT r.id FROM jobs_running_to_merge(s.type, s."group", %(most)s) AS r)
+SELECT s.type, s."group", jobs_clock(), s.ready_at, s.since, s.newest, CASE WHEN w.keeps THEN s.kept END, w.ids,
+  w.fresh, ARRAY(SELECT r.id FROM jobs_running_to_merge(s.type, s."group", %(most)s) AS r)
 FROM unnest(%(types)s::text[], %(groups)s::text[]) AS i (type, "group")
 JOIN queues_overlapstate s ON s.type = i.type AND s."group" = i."group"
 CROSS JOIN LATERAL (
-  SELECT coalesce(array_agg(j.id), '{}') AS ids, coalesce(bool_or(j.unbegun AND j.id = s.newest), false) AS fresh
+  SELECT coalesce(array_agg(j.id), '{}') AS ids, coalesce(bool_or(j.unbegun AND j.id = s.newest), false) AS fresh,
+    coalesce(bool_or(j.unbegun AND j.id = s.kept), false) AS keeps
   FROM jobs_waiting_to_merge(s.type, s."group", %(most)s) AS j
 ) AS w
 """
@@ -46,8 +51,9 @@ DELETE FROM queues_overlapstate s USING (
 class Lane(NamedTuple):
     """What there is of a type and group now.
 
-    `ready_at`: of its newest job. `since`: when the first of those was ready, or accepted, whose place that one has.
-    `kept`: the job that keeps its place, if it still waits. `fresh`: the newest waits and never ran.
+    `ready_at`: of its newest job. `since`: the earliest that it, or one of those whose place it has, was ready; where a
+    group is throttled, the turn that it has; where it waits for quiet, when it began to.
+    `kept`: the job that keeps its place, if it waits and never ran. `fresh`: so does the newest.
     """
 
     now: dt.datetime
@@ -79,9 +85,13 @@ def take_lanes(places: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Lane]
     """
     if not places:
         return {}
-    params = {"types": [p[0] for p in places], "groups": [p[1] for p in places], "most": MERGED_MOST}
+    params = {"types": [p[0] for p in places], "groups": [p[1] for p in places], "most": _most(len(places))}
     execute(TAKE, params)
     return {(row[0], row[1]): Lane(*row[2:]) for row in execute(LOOK, params)}
+
+
+def _most(places: int) -> int:
+    return min(MERGED_MOST, max(MERGED_LEAST, MERGED_IN_ALL // places))
 
 
 def note_lanes(notes: Sequence[LaneNote]) -> None:

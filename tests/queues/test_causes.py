@@ -163,11 +163,13 @@ def test_waiting_for_its_time() -> None:
     """A type whose jobs wait for their time is not late, and no cause is invented."""
     make_type(NAME)
     machines("tier2")
-    at = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=12, seconds=30)
+    now = dt.datetime.now(dt.UTC)
+    at = now + dt.timedelta(minutes=12, seconds=30)
     (job_id,) = accept(1, kind=NAME, run_at=at)
     job = of_job(job_id)
     assert codes(job) == ["scheduled"]
-    assert job.sentence == f"Waiting for its time: {at:%H:%M:%S} UTC (in 12 min)."
+    when = f"{at:%H:%M:%S}" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M:%S}"
+    assert job.sentence == f"Waiting for its time: {when} UTC (in 12 min)."
     late = of_type()
     assert late.state == "no_data"
     assert codes(late) == []
