@@ -25,9 +25,11 @@ ON CONFLICT (type, "group") DO UPDATE SET touched_at = excluded.touched_at
 # A new snapshot: the statement above may have waited for jobs that this one has to see.
 LOOK = """
 SELECT s.type, s."group", jobs_clock(), s.ready_at, s.since, s.newest, CASE WHEN w.keeps THEN s.kept END, w.ids,
-  w.fresh, ARRAY(SELECT r.id FROM jobs_running_to_merge(s.type, s."group", %(most)s) AS r)
+  w.fresh, CASE WHEN c.overlap = 'replace'
+    THEN ARRAY(SELECT r.id FROM jobs_running_to_merge(s.type, s."group", %(most)s) AS r) ELSE '{}' END
 FROM unnest(%(types)s::text[], %(groups)s::text[]) AS i (type, "group")
 JOIN queues_overlapstate s ON s.type = i.type AND s."group" = i."group"
+JOIN queues_jobtype c ON c.name = s.type
 CROSS JOIN LATERAL (
   SELECT coalesce(array_agg(j.id), '{}') AS ids, coalesce(bool_or(j.unbegun AND j.id = s.newest), false) AS fresh,
     coalesce(bool_or(j.unbegun AND j.id = s.kept), false) AS keeps
@@ -54,6 +56,7 @@ class Lane(NamedTuple):
     `ready_at`: of its newest job. `since`: the earliest that it, or one of those whose place it has, was ready; where a
     group is throttled, the turn that it has; where it waits for quiet, when it began to.
     `kept`: the job that keeps its place, if it waits and never ran. `fresh`: so does the newest.
+    `running`: what a newer job stops; of types that replace nothing it is not asked for.
     """
 
     now: dt.datetime

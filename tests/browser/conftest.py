@@ -117,6 +117,17 @@ class Visit:
         )
         return [str(one) for one in found]
 
+    def holds_everywhere(self) -> None:
+        """Insist that the page holds to WCAG, light and dark, styles nothing by itself and is as narrow as a phone."""
+        assert self.axe() == []
+        self.page.emulate_media(color_scheme="dark")
+        assert self.axe() == []
+        assert not self.page.locator("[style]").count()
+        self.page.set_viewport_size({"width": 390, "height": 844})
+        width = self.page.evaluate("document.documentElement.scrollWidth")
+        assert width <= 390, "no sideways scroll of the page"
+        self.page.set_viewport_size({"width": 1440, "height": 900})
+
 
 @pytest.fixture
 def visit(browser: Browser, server: str) -> Iterator[Callable[..., Visit]]:

@@ -76,6 +76,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def stage_set(transactional_db: None, log: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Job types, a table for atomic effects, no broker in this process (the story has one), no hints left over."""
     monkeypatch.setattr(broker, "is_short", lambda queue: False)
+    _forget_hints()
     sql("CREATE TABLE IF NOT EXISTS fault_row (job_id uuid, run integer)")
     lasting = {"success": "reference", "max_attempts": 20, "poison_after": 20}
     for name in (PLAIN, ATOMIC, STEPS):
@@ -89,6 +90,11 @@ def stage_set(transactional_db: None, log: Path, monkeypatch: pytest.MonkeyPatch
     for definition in definitions:
         sql(definition)
     sql("DROP TABLE fault_row")
+    _forget_hints()
+
+
+def _forget_hints() -> None:
+    """Empty the queue: behind hints of other tests a stage may have no room for its own."""
     with redis.Redis.from_url(django_settings.BROKER_URL) as client:
         client.delete("tier2")
 

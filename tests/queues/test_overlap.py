@@ -10,7 +10,7 @@ import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from queues import contracts, lifecycle
+from queues import broker, contracts, lifecycle
 from queues.accept import DedupeConflict, Item, Receipt, accept_probe, enqueue, enqueue_many
 from queues.contract_flow import DEBOUNCE_MOST, flow_words
 from queues.lifecycle import Run
@@ -25,6 +25,12 @@ S = JobState
 
 
 DEFAULTS = {f.name: f.get_default() for f in JobType._meta.concrete_fields}
+
+
+@pytest.fixture(autouse=True)
+def _no_hints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent after a commit would lie in the queue of the tests that follow."""
+    monkeypatch.setattr(broker, "is_short", lambda queue: False)
 
 
 def put(n: int = 1, *, group: str | None = "g", **more: Any) -> UUID:

@@ -34,6 +34,12 @@ from tests.factories import (
 S = JobState
 
 
+@pytest.fixture(autouse=True)
+def _no_hints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent after a commit would lie in the queue of the tests that follow."""
+    monkeypatch.setattr(broker, "is_short", lambda queue: False)
+
+
 def put(n: int = 1, *, group: str | None = "g", **more: Any) -> UUID:
     return enqueue(TYPE, {"n": n}, group=group, **more).job_id
 
@@ -262,9 +268,8 @@ class TestReplace:
 
 
 @pytest.fixture
-def committing(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Make a type that merges; no broker."""
-    monkeypatch.setattr(broker, "is_short", lambda queue: False)
+def committing(transactional_db: None) -> Callable[..., None]:
+    """Make a type that merges."""
 
     def make(**fields: Any) -> None:
         make_type(**fields)

@@ -81,36 +81,26 @@ class Held:
 
 def paused(on: Machine, held: Held) -> Cause | None:
     """Return the pause of a type."""
-    hold = on.situation.paused
-    if hold is None:
-        return None
-    return Cause(
-        code="paused",
-        verdict=Verdict.CAUSE if held.n else Verdict.NOT_A_CAUSE,
-        sentence=f"{on.name} is paused: nothing of it is started",
-        detail=_held_words(hold, on.now) + held.words,
-        evidence={"by": hold.by, "reason": hold.reason, "until": hold.until, "jobs": held.n},
-        since=hold.since,
-        share=held.share,
-        next=Next(kind="resume", params={"type": on.name}),
-        rank=held.rank,
-    )
+    return _held_back(on, held, on.situation.paused, code="paused", next_step="resume")
 
 
 def deferred(on: Machine, held: Held) -> Cause | None:
     """Return the deferral of a type: by a person, or by the scheduler while a tier above waits for workers."""
-    hold = on.situation.deferred
+    return _held_back(on, held, on.situation.deferred, code="deferred", next_step="undefer")
+
+
+def _held_back(on: Machine, held: Held, hold: Hold | None, *, code: str, next_step: str) -> Cause | None:
     if hold is None:
         return None
     return Cause(
-        code="deferred",
+        code=code,
         verdict=Verdict.CAUSE if held.n else Verdict.NOT_A_CAUSE,
-        sentence=f"{on.name} is deferred: nothing of it is started",
+        sentence=f"{on.name} is {code}: nothing of it is started",
         detail=_held_words(hold, on.now) + held.words,
         evidence={"by": hold.by, "reason": hold.reason, "until": hold.until, "jobs": held.n},
         since=hold.since,
         share=held.share,
-        next=Next(kind="undefer", params={"type": on.name}),
+        next=Next(kind=next_step, params={"type": on.name}),
         rank=held.rank,
     )
 
